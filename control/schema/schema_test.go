@@ -1,0 +1,114 @@
+package schema
+
+import (
+	"errors"
+	"testing"
+	"time"
+
+	"perdure/control/ident"
+)
+
+func ptr[T any](v T) *T { return &v }
+
+func id(n byte) ident.DeploymentID { return ident.DeploymentID{15: n} }
+
+func sample() *Deployment {
+	return &Deployment{
+		ID: id(1), CreatedMs: 10, ProtocolType: BidiStream, MinProtocol: 5, MaxProtocol: 7,
+		Address: Address{HTTP: &HTTPAddress{URI: "http://h:1/", Version: HTTP2}},
+		Services: []ServiceRevision{{
+			Name: "Counter", Type: VirtualObject, Revision: 1,
+			Overrides: Overrides{AbortTimeout: ptr(5 * time.Second), JournalRetention: ptr(48 * time.Hour)},
+			Handlers: []Handler{
+				{Name: "add", Type: Exclusive, Overrides: Overrides{AbortTimeout: ptr(time.Second), Public: ptr(false)}},
+				{Name: "get", Type: Shared},
+			},
+		}},
+	}
+}
+
+func TestOptionsMergeHandlerThenServiceThenDefaults(t *testing.T) {
+	d := DefaultDefaults()
+	d.MaxJournalRetention = 36 * time.Hour
+	d.MaxAttempts = 10
+	s := New(1, d, []*Deployment{sample()})
+	add, err := s.Handler("Counter", "add")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if add.Options.AbortTimeout != time.Second || add.Options.Public || add.Options.InactivityTimeout != time.Minute {
+		t.Errorf("add: %+v", add.Options)
+	}
+	get, err := s.Handler("Counter", "get")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if get.Options.AbortTimeout != 5*time.Second || !get.Options.Public {
+		t.Errorf("get: %+v", get.Options)
+	}
+	if get.Options.JournalRetention != 36*time.Hour || get.Options.Retry.MaxAttempts != 10 {
+		t.Errorf("limits not applied: %+v", get.Options)
+	}
+	if get.Deployment != id(1) || get.ServiceType != VirtualObject || get.Service != "Counter" {
+		t.Errorf("identity of get: %+v", get)
+	}
+}
+
+func TestRequestResponseHasNoInactivityTimeout(t *testing.T) {
+	d := sample()
+	d.ProtocolType = RequestResponse
+	s := New(1, DefaultDefaults(), []*Deployment{d})
+	if o, _ := s.Options(id(1), "Counter", "get"); o.InactivityTimeout != 0 {
+		t.Errorf("inactivity timeout is %s", o.InactivityTimeout)
+	}
+}
+
+func TestLookupErrors(t *testing.T) {
+	s := New(1, DefaultDefaults(), []*Deployment{sample()})
+	_, err := s.Handler("X", "y")
+	var nf *NotFoundError
+	if !errors.As(err, &nf) || err.Error() != "service 'X' not found, make sure to register the service before calling it." {
+		t.Errorf("unknown service: %v", err)
+	}
+	_, err = s.Handler("Counter", "y")
+	if !errors.As(err, &nf) || err.Error() != "the service 'Counter' exists, but the handler 'y' was not found, check that the handler exists in the latest registered service version." {
+		t.Errorf("unknown handler: %v", err)
+	}
+	_, err = s.Deployment(id(9))
+	var dnf *DeploymentNotFoundError
+	if !errors.As(err, &dnf) {
+		t.Errorf("unknown deployment: %v", err)
+	}
+}
+
+func TestLatestIsHighestRevisionWhateverTheOrder(t *testing.T) {
+	a, b := sample(), sample()
+	b.ID, b.CreatedMs, b.Services[0].Revision = id(2), 5, 2
+	for _, in := range [][]*Deployment{{a, b}, {b, a}} {
+		s := New(1, DefaultDefaults(), in)
+		if got := s.Latest("Counter").ID; got != id(2) {
+			t.Errorf("latest is %s", got)
+		}
+		if h, err := s.HandlerAt(id(1), "Counter", "add"); err != nil || h.Revision != 1 {
+			t.Errorf("pinned handler: %+v, %v", h, err)
+		}
+	}
+}
+
+func TestRetention(t *testing.T) {
+	o := Options{JournalRetention: 3, IdempotencyRetention: 2, WorkflowRetention: 5}
+	for _, c := range []struct {
+		typ  HandlerType
+		key  bool
+		want Retention
+	}{
+		{Shared, false, Retention{3, 3}},
+		{Shared, true, Retention{2, 2}},
+		{WorkflowRun, false, Retention{5, 3}},
+	} {
+		h := Handler{Type: c.typ, Options: o}
+		if got := h.Retention(c.key); got != c.want {
+			t.Errorf("%s key=%v: %+v, want %+v", c.typ, c.key, got, c.want)
+		}
+	}
+}
