@@ -502,6 +502,7 @@ type Sink struct {
 	Caller        []byte                 `protobuf:"bytes,1,opt,name=caller,proto3" json:"caller,omitempty"`                                  // 24 bytes: the waiting invocation
 	CompletionId  uint32                 `protobuf:"varint,2,opt,name=completion_id,json=completionId,proto3" json:"completion_id,omitempty"` // with caller: the completion that the result becomes
 	RequestId     []byte                 `protobuf:"bytes,3,opt,name=request_id,json=requestId,proto3" json:"request_id,omitempty"`           // 16 bytes: a waiting request at a node's ingress
+	Life          uint64                 `protobuf:"varint,4,opt,name=life,proto3" json:"life,omitempty"`                                     // with caller: which life of the caller's id waits
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -555,6 +556,13 @@ func (x *Sink) GetRequestId() []byte {
 		return x.RequestId
 	}
 	return nil
+}
+
+func (x *Sink) GetLife() uint64 {
+	if x != nil {
+		return x.Life
+	}
+	return 0
 }
 
 // Invocation is a request to run a handler.
@@ -1502,12 +1510,13 @@ const file_invokers_invocationpb_invocation_proto_rawDesc = "" +
 	"\aINGRESS\x10\x00\x12\v\n" +
 	"\aSERVICE\x10\x01\x12\x10\n" +
 	"\fSUBSCRIPTION\x10\x02\x12\x12\n" +
-	"\x0eRESTART_AS_NEW\x10\x03\"b\n" +
+	"\x0eRESTART_AS_NEW\x10\x03\"v\n" +
 	"\x04Sink\x12\x16\n" +
 	"\x06caller\x18\x01 \x01(\fR\x06caller\x12#\n" +
 	"\rcompletion_id\x18\x02 \x01(\rR\fcompletionId\x12\x1d\n" +
 	"\n" +
-	"request_id\x18\x03 \x01(\fR\trequestId\"\x94\x05\n" +
+	"request_id\x18\x03 \x01(\fR\trequestId\x12\x12\n" +
+	"\x04life\x18\x04 \x01(\x04R\x04life\"\x94\x05\n" +
 	"\n" +
 	"Invocation\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\fR\x02id\x125\n" +

@@ -911,6 +911,7 @@ type Response struct {
 	InvocationId  []byte                 `protobuf:"bytes,1,opt,name=invocation_id,json=invocationId,proto3" json:"invocation_id,omitempty"` // 24 bytes: who waits
 	CompletionId  uint32                 `protobuf:"varint,2,opt,name=completion_id,json=completionId,proto3" json:"completion_id,omitempty"`
 	Result        *invocationpb.Result   `protobuf:"bytes,3,opt,name=result,proto3" json:"result,omitempty"`
+	Life          uint64                 `protobuf:"varint,4,opt,name=life,proto3" json:"life,omitempty"` // the sink's
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -964,6 +965,13 @@ func (x *Response) GetResult() *invocationpb.Result {
 		return x.Result
 	}
 	return nil
+}
+
+func (x *Response) GetLife() uint64 {
+	if x != nil {
+		return x.Life
+	}
+	return 0
 }
 
 type Signal struct {
@@ -1599,11 +1607,12 @@ const file_nodes_record_recordpb_record_proto_rawDesc = "" +
 	"fire_at_ms\x18\x01 \x01(\x04R\bfireAtMs\x12\x12\n" +
 	"\x04kind\x18\x02 \x01(\rR\x04kind\x12#\n" +
 	"\rinvocation_id\x18\x03 \x01(\fR\finvocationId\x12#\n" +
-	"\rcompletion_id\x18\x04 \x01(\rR\fcompletionId\"\x8b\x01\n" +
+	"\rcompletion_id\x18\x04 \x01(\rR\fcompletionId\"\x9f\x01\n" +
 	"\bResponse\x12#\n" +
 	"\rinvocation_id\x18\x01 \x01(\fR\finvocationId\x12#\n" +
 	"\rcompletion_id\x18\x02 \x01(\rR\fcompletionId\x125\n" +
-	"\x06result\x18\x03 \x01(\v2\x1d.perdure.invocation.v1.ResultR\x06result\"\x98\x01\n" +
+	"\x06result\x18\x03 \x01(\v2\x1d.perdure.invocation.v1.ResultR\x06result\x12\x12\n" +
+	"\x04life\x18\x04 \x01(\x04R\x04life\"\x98\x01\n" +
 	"\x06Signal\x12#\n" +
 	"\rinvocation_id\x18\x01 \x01(\fR\finvocationId\x12\x16\n" +
 	"\x05index\x18\x02 \x01(\rH\x00R\x05index\x12\x14\n" +
