@@ -10,7 +10,6 @@ import (
 	"cmp"
 	"fmt"
 	"slices"
-	"strings"
 	"time"
 
 	"perdure/control/ident"
@@ -301,46 +300,4 @@ type DeploymentNotFoundError struct{ ID ident.DeploymentID }
 
 func (e *DeploymentNotFoundError) Error() string {
 	return "The requested deployment '" + e.ID.String() + "' does not exist"
-}
-
-// InputError says why a body is refused. Its text is the one that callers of the ingress know.
-type InputError struct{ Reason string }
-
-func (e *InputError) Error() string { return "input validation error: " + e.Reason }
-
-func (r *InputRule) check(contentType string, empty bool) error {
-	if r.Any {
-		return nil
-	}
-	if contentType == "" && empty && !r.Required {
-		return nil
-	}
-	if r.ContentType == "" {
-		if !empty || contentType != "" {
-			return &InputError{"Expected body and content-type to be empty, but wasn't"}
-		}
-		return nil
-	}
-	if contentType == "" {
-		return &InputError{"Empty content-type"}
-	}
-	ct, _, _ := strings.Cut(contentType, ";")
-	ct = strings.TrimSpace(ct)
-	if !matchContentType(r.ContentType, ct) {
-		return &InputError{"Content-type '" + ct + "' does not match '" + r.ContentType + "'"}
-	}
-	if empty && len(r.JSONSchema) > 0 {
-		return &InputError{"Empty body not allowed"}
-	}
-	return nil
-}
-
-// matchContentType reports whether a content type without parameters fits a pattern type/sub, type/* or */*.
-func matchContentType(pattern, ct string) bool {
-	if pattern == "*/*" {
-		return true
-	}
-	pt, ps, _ := strings.Cut(pattern, "/")
-	t, sub, ok := strings.Cut(ct, "/")
-	return ok && strings.EqualFold(pt, t) && (ps == "*" || strings.EqualFold(ps, sub))
 }

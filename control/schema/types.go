@@ -246,7 +246,7 @@ type InputRule struct {
 	Any      bool `json:"any,omitempty"`
 	Required bool `json:"required,omitempty"`
 	// ContentType is a pattern (type/subtype, type/* or */*); empty with Any unset means that body and content type must be
-	// absent.
+	// absent, or with Required that nothing is acceptable.
 	ContentType string          `json:"content_type,omitempty"`
 	JSONSchema  json.RawMessage `json:"json_schema,omitempty"`
 }
@@ -283,9 +283,4 @@ func (h *Handler) Retention(withKey bool) Retention {
 		return Retention{o.IdempotencyRetention, min(o.JournalRetention, o.IdempotencyRetention)}
 	}
 	return Retention{o.JournalRetention, o.JournalRetention}
-}
-
-// CheckInput checks a request's body against the rules of the handler. The error is an *InputError.
-func (h *Handler) CheckInput(contentType string, emptyBody bool) error {
-	return h.Input.check(contentType, emptyBody)
 }
