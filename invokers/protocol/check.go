@@ -152,7 +152,7 @@ var (
 // V6 become one node of kind UNKNOWN. depth bounds the nesting.
 func SuspensionFuture(version uint32, raw []byte, depth int) (*invocationpb.Future, error) {
 	var m protocolpb.Suspension
-	if err := unmarshalBounded(&m, raw, 4, depth+1); err != nil {
+	if err := unmarshalBounded(&m, raw, 4, depth); err != nil {
 		return nil, err
 	}
 	if version < 7 {
@@ -171,7 +171,7 @@ func SuspensionFuture(version uint32, raw []byte, depth int) (*invocationpb.Futu
 // AwaitedFuture is the future of a checked AwaitingOn.
 func AwaitedFuture(raw []byte, depth int) (*invocationpb.Future, error) {
 	var m protocolpb.AwaitingOn
-	if err := unmarshalBounded(&m, raw, 1, depth+1); err != nil {
+	if err := unmarshalBounded(&m, raw, 1, depth); err != nil {
 		return nil, err
 	}
 	return futureOf(m.AwaitingOn)
