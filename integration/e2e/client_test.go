@@ -386,27 +386,32 @@ func (e *endpoint) send(t testing.TB, path string, input any, headers ...string)
 // later makes a call in the background; the returned function waits for its answer.
 func (e *endpoint) later(t testing.TB, path string, input any, headers ...string) func() *answer {
 	t.Helper()
-	type res struct {
+	return e.background(t, request{path: path, body: toJSON(t, input), header: pairs(headers)})
+}
+
+// background is later for any request to the ingress.
+func (e *endpoint) background(t testing.TB, r request) func() *answer {
+	t.Helper()
+	type result struct {
 		a   *answer
 		err error
 	}
-	ch := make(chan res, 1)
-	r := request{path: path, body: toJSON(t, input), header: pairs(headers)}
+	ch := make(chan result, 1)
 	go func() {
 		a, err := e.try(t.Context(), e.ingress, r)
-		ch <- res{a, err}
+		ch <- result{a, err}
 	}()
 	return func() *answer {
 		t.Helper()
 		got := <-ch
 		if got.err != nil {
-			t.Fatalf("%s: %v", path, got.err)
+			t.Fatalf("%s %s: %v", r.method, r.path, got.err)
 		}
 		return got.a
 	}
 }
 
-// output waits for the result of an invocation by id.
+// attach waits for the result of an invocation by id.
 func (e *endpoint) attach(t testing.TB, id string) *answer {
 	t.Helper()
 	return e.in(t, request{method: "GET", path: "/restate/invocation/" + id + "/attach"})

@@ -1,0 +1,26 @@
+package e2e
+
+import "testing"
+
+// differences are the places where Perdure deliberately does better than another server. A case calls differs with its
+// name; the other server's behaviour is then asserted where that is safe, and left alone where the case would harm the
+// server for the tests that follow.
+var differences = map[string]map[string]string{
+	"restate": {
+		"lookup-bad-body":    "a malformed lookup body is answered 500 with an internal backtrace; it is the client's mistake, so 400",
+		"bare-end":           "an End as the very first message ends the whole server process; it must be a protocol violation of that attempt",
+		"end-without-output": "an End after commands but without an Output leaves the invocation in flight for ever; it must be a protocol violation",
+		"setstate-no-value":  "a SetState without value stops the partition for good; it must be a protocol violation of that attempt",
+		"custom-message":     "a message type of the range for custom messages ends the attempt's task with a panic; it must be a protocol violation",
+	},
+}
+
+// differs reports whether the server under test is known to differ in the named case.
+func differs(t testing.TB, name string) bool {
+	t.Helper()
+	reason, ok := differences[target.kind][name]
+	if ok {
+		t.Logf("%s differs: %s", target.kind, reason)
+	}
+	return ok
+}
