@@ -1,0 +1,60 @@
+package ingress
+
+import (
+	"strconv"
+	"sync/atomic"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+)
+
+var routeNames = [...]string{
+	0: "none", routeCall: "call", routeSend: "send", routeAttach: "attach", routeOutput: "output", routeLookup: "lookup",
+	routeAwakeable: "awakeable", routeHealth: "health",
+}
+
+// metrics are labelled by kind of request and status only: services and keys are unbounded.
+type metrics struct {
+	requests *prometheus.CounterVec
+	ok       [len(routeNames)]prometheus.Counter // of requests with the status 200 or 202, looked up once
+	seconds  [len(routeNames)]prometheus.Observer
+	retries  prometheus.Counter
+}
+
+func newMetrics(reg prometheus.Registerer, inflight *atomic.Int64) *metrics {
+	m := &metrics{
+		requests: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "perdure_ingress_requests_total", Help: "Requests that were answered, by kind and HTTP status.",
+		}, []string{"type", "status"}),
+		retries: prometheus.NewCounter(prometheus.CounterOpts{
+			Name: "perdure_ingress_retries_total", Help: "Repeated tries to reach the leader of a partition.",
+		}),
+	}
+	seconds := prometheus.NewHistogramVec(prometheus.HistogramOpts{
+		Name: "perdure_ingress_request_duration_seconds", Help: "Time from the parsed request to the answer of successful requests, by kind.",
+		Buckets: prometheus.ExponentialBuckets(0.0005, 2, 18),
+	}, []string{"type"})
+	for k, name := range routeNames {
+		status := "200"
+		if routeKind(k) == routeSend || routeKind(k) == routeAwakeable {
+			status = "202"
+		}
+		m.ok[k] = m.requests.WithLabelValues(name, status)
+		m.seconds[k] = seconds.WithLabelValues(name)
+	}
+	if reg != nil {
+		reg.MustRegister(m.requests, m.retries, seconds, prometheus.NewGaugeFunc(prometheus.GaugeOpts{
+			Name: "perdure_ingress_requests_in_progress", Help: "Requests that wait for their answer or are being read.",
+		}, func() float64 { return float64(inflight.Load()) }))
+	}
+	return m
+}
+
+func (m *metrics) count(kind routeKind, status int) {
+	m.requests.WithLabelValues(routeNames[kind], strconv.Itoa(status)).Inc()
+}
+
+func (m *metrics) succeeded(kind routeKind, took time.Duration) {
+	m.ok[kind].Inc()
+	m.seconds[kind].Observe(took.Seconds())
+}
