@@ -11,6 +11,7 @@ import (
 
 	"github.com/pelletier/go-toml/v2"
 
+	"perdure/control/duration"
 	"perdure/nodes/node"
 )
 
@@ -117,9 +118,9 @@ func setDuration(p *time.Duration, raw any) error {
 	if !ok {
 		return fmt.Errorf("is %v: %s", raw, durationHelp)
 	}
-	d, err := ParseDuration(s)
+	d, err := parseDuration(s)
 	if err != nil {
-		return fmt.Errorf("is wrong: %w", err)
+		return err
 	}
 	*p = d
 	return nil
@@ -133,9 +134,9 @@ func setBytes(p *node.Bytes, raw any) error {
 	if !ok {
 		return fmt.Errorf("is %v: %s", raw, bytesHelp)
 	}
-	b, err := ParseBytes(s)
+	b, err := parseBytes(s)
 	if err != nil {
-		return fmt.Errorf("is wrong: %w", err)
+		return err
 	}
 	*p = b
 	return nil
@@ -269,7 +270,7 @@ func (f field) text() (s string, ok bool) {
 	}
 	switch x := v.Interface().(type) {
 	case time.Duration:
-		return quote(FormatDuration(x)), true
+		return quote(duration.Format(x)), true
 	case node.Bytes:
 		return quote(x.String()), true
 	case node.Attempts:

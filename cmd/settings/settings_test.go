@@ -139,7 +139,7 @@ func TestMistakesSayWhereAndWhat(t *testing.T) {
 		{file: "defautl-num-partitions = 3", want: `there is no setting "defautl-num-partitions"; the nearest is "default-num-partitions"`},
 		{file: "inactivity-timeout = '1s'", want: `the nearest is "worker.invoker.inactivity-timeout"`},
 		{file: "[worker.invoker]\nabort-timout = '1s'", want: `the nearest is "worker.invoker.abort-timeout"`},
-		{file: "[worker]\ncleanup-interval = 5", want: "worker.cleanup-interval is wrong: \"5\" is not a duration: it has no unit"},
+		{file: "[worker]\ncleanup-interval = 5", want: "worker.cleanup-interval is \"5\", which is no duration"},
 		{file: "default-num-partitions = 'many'", want: `default-num-partitions is "many": must be a whole number`},
 		{file: "node-name = 3", want: "node-name is 3: must be text"},
 		{file: "a = = b", want: "perdure.toml:1:5: not valid TOML"},
@@ -227,44 +227,31 @@ func TestKeysMapToEnvironmentAndBack(t *testing.T) {
 	}
 }
 
+// The grammar is tested where it is; here only what a configuration adds to it.
 func TestParseDuration(t *testing.T) {
-	for s, want := range map[string]time.Duration{
-		"0": 0, "0s": 0, "500ms": 500 * time.Millisecond, "1h 30m": 90 * time.Minute, "1h30m": 90 * time.Minute, "5 hours": 5 * time.Hour,
-		"3 days": 72 * time.Hour, "1d": 24 * time.Hour, "2 weeks": 336 * time.Hour, "PT2H": 2 * time.Hour, "P1DT12H": 36 * time.Hour,
-		"PT0.5S": 500 * time.Millisecond, "1.5s": 1500 * time.Millisecond, "1s 500ms": 1500 * time.Millisecond, " 10 s ": 10 * time.Second,
-		"P2W": 336 * time.Hour, "1h, 5 min": 65 * time.Minute, "7us": 7 * time.Microsecond, "3µs": 3 * time.Microsecond, "9ns": 9, "pt1m": time.Minute,
-	} {
-		if got, err := ParseDuration(s); err != nil || got != want {
+	for s, want := range map[string]time.Duration{"0": 0, "0s": 0, " 10 s ": 10 * time.Second, "1h30m": 90 * time.Minute, "1h 30m": 90 * time.Minute,
+		"PT2H": 2 * time.Hour, "1.5s": 1500 * time.Millisecond} {
+		if got, err := parseDuration(s); err != nil || got != want {
 			t.Errorf("%q: %v %v, want %v", s, got, err, want)
 		}
 	}
-	for _, s := range []string{"", " ", "10", "ten s", "-1s", "1x", "P", "PT", "P1Y", "P1M", "1s2", "1..5s", ".s", "300000000000h", "PT1H5", strings.Repeat("9", 100) + "s"} {
-		if got, err := ParseDuration(s); err == nil {
-			t.Errorf("%q became %v", s, got)
+	for _, s := range []string{"", " ", "10", "ten s", "-1s", "1x", "300000000000h"} {
+		if got, err := parseDuration(s); err == nil || !strings.Contains(err.Error(), durationHelp) {
+			t.Errorf("%q became %v, %v", s, got, err)
 		}
 	}
-}
-
-func TestDurationsSurviveFormatting(t *testing.T) {
-	rapid.Check(t, func(t *rapid.T) {
-		d := time.Duration(rapid.Int64Min(0).Draw(t, "d"))
-		got, err := ParseDuration(FormatDuration(d))
-		if err != nil || got != d {
-			t.Fatalf("%d became %q, then %d, %v", d, FormatDuration(d), got, err)
-		}
-	})
 }
 
 func TestParseBytes(t *testing.T) {
 	for s, want := range map[string]node.Bytes{
 		"0": 0, "32MiB": 32 << 20, "32.0 MiB": 32 << 20, "1.5GB": 1500000000, "1.5 GiB": 3 << 29, "65536": 65536, "1kb": 1000, "1KiB": 1024, "10 B": 10, "2tib": 2 << 40,
 	} {
-		if got, err := ParseBytes(s); err != nil || got != want {
+		if got, err := parseBytes(s); err != nil || got != want {
 			t.Errorf("%q: %d %v, want %d", s, got, err, want)
 		}
 	}
 	for _, s := range []string{"", "MiB", "-1", "1 XB", "1.2.3MB", "9999999999999TiB"} {
-		if got, err := ParseBytes(s); err == nil {
+		if got, err := parseBytes(s); err == nil {
 			t.Errorf("%q became %v", s, got)
 		}
 	}
@@ -276,7 +263,7 @@ func TestBytesSurviveFormatting(t *testing.T) {
 		if rapid.Bool().Draw(t, "round") {
 			b &^= node.MiB - 1
 		}
-		got, err := ParseBytes(b.String())
+		got, err := parseBytes(b.String())
 		if err != nil || got != b {
 			t.Fatalf("%d became %q, then %d, %v", int64(b), b, int64(got), err)
 		}
@@ -305,21 +292,6 @@ func TestDistance(t *testing.T) {
 			t.Errorf("distance of %q and %q is %d, want %d", c.a, c.b, got, c.want)
 		}
 	}
-}
-
-func FuzzParseDuration(f *testing.F) {
-	for _, s := range []string{"1h 30m", "PT2H", "P1DT0.5S", "10", "5 hours", "1e9s"} {
-		f.Add(s)
-	}
-	f.Fuzz(func(t *testing.T, s string) {
-		d, err := ParseDuration(s)
-		if err != nil {
-			return
-		}
-		if back, err := ParseDuration(FormatDuration(d)); err != nil || back != d || d < 0 {
-			t.Errorf("%q is %d, which is read back as %d, %v", s, d, back, err)
-		}
-	})
 }
 
 func FuzzFile(f *testing.F) {

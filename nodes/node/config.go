@@ -302,6 +302,8 @@ type Invoker struct {
 	// IdentityKeyFile is a PEM file with an Ed25519 private key (PKCS 8) that signs each request to a service, so that it
 	// can verify its caller. Default: none, requests are not signed.
 	IdentityKeyFile string `key:"request-identity-private-key-pem-file"`
+	// IdentityKey is the content of IdentityKeyFile; whoever reads configuration files puts it here. Empty: not signed.
+	IdentityKey Secret
 	// IdentityExpiration is how long a signature is valid. Default: 1m. Too low: clocks that differ break every request.
 	IdentityExpiration time.Duration `key:"request-identity-expiration"`
 	// AdditionalRequestHeaders go with every request to a service. They may be secrets. Default: none besides
@@ -481,6 +483,13 @@ func withSlash(u string) string {
 		return u + "/"
 	}
 	return u
+}
+
+// Addresses are the URLs, with a slash at their ends, under which a running node is reached.
+type Addresses struct {
+	Ingress string
+	Admin   string
+	Fabric  string // node port: metrics and health
 }
 
 // Bytes is an amount of memory or data.

@@ -1,0 +1,208 @@
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"net/url"
+	"strings"
+
+	"github.com/spf13/cobra"
+)
+
+// invocation are the flags of invoke.
+type invocation struct {
+	json           string
+	send           bool
+	delay          string
+	idempotencyKey string
+	headers        []string
+}
+
+func (a *app) invokeCommand() *cobra.Command {
+	var c client
+	var i invocation
+	cmd := &cobra.Command{
+		Use:   "invoke SERVICE[/KEY]/HANDLER",
+		Short: "Call a handler and print its result",
+		Long: `Call a handler and print its result. A virtual object or workflow needs a key between service and handler; it may
+contain slashes. The exit code is 1 when the invocation fails.`,
+		Example: `  perdure invoke Greeter/Greet --json '"Ada"'
+  perdure invoke Counter/visits/Add --json 1 --idempotency-key 4711
+  perdure invoke Report/Build --send --delay 1h --json - < request.json`,
+		Args: func(_ *cobra.Command, args []string) error {
+			if len(args) != 1 {
+				return errors.New("invoke needs one target: SERVICE/HANDLER or SERVICE/KEY/HANDLER")
+			}
+			if _, err := targetPath(args[0]); err != nil {
+				return err
+			}
+			if i.delay != "" && !i.send {
+				return errors.New("--delay needs --send: a call waits for its result")
+			}
+			return nil
+		},
+		RunE: func(cmd *cobra.Command, args []string) error {
+			return c.invoke(cmd.Context(), args[0], cmd.Flags().Changed("json"), &i)
+		},
+	}
+	f := cmd.Flags()
+	f.StringVarP(&i.json, "json", "j", "", "`body` to send as JSON; - reads it from standard input")
+	f.BoolVar(&i.send, "send", false, "do not wait for the result, print the invocation's id")
+	f.StringVar(&i.delay, "delay", "", "with --send: run after this `duration`")
+	f.StringVar(&i.idempotencyKey, "idempotency-key", "", "`key` under which the same call is executed only once")
+	f.StringArrayVar(&i.headers, "header", nil, "`name=value` to send as a header; can be repeated")
+	a.clientFlags(cmd, &c)
+	return cmd
+}
+
+// targetPath turns SERVICE[/KEY]/HANDLER into the part of the URL's path after call or send.
+func targetPath(target string) (string, error) {
+	service, rest, ok := strings.Cut(target, "/")
+	if !ok || service == "" || rest == "" {
+		return "", fmt.Errorf("%q is no target: write SERVICE/HANDLER or SERVICE/KEY/HANDLER", target)
+	}
+	handler := rest[strings.LastIndexByte(rest, '/')+1:]
+	if handler == "" {
+		return "", fmt.Errorf("%q names no handler: write SERVICE/HANDLER or SERVICE/KEY/HANDLER", target)
+	}
+	path := url.PathEscape(service) + "/"
+	if key, keyed := strings.CutSuffix(rest, "/"+handler); keyed {
+		path += url.PathEscape(key) + "/"
+	}
+	return path + url.PathEscape(handler), nil
+}
+
+func (c *client) invoke(ctx context.Context, target string, hasBody bool, i *invocation) error {
+	path, err := targetPath(target)
+	if err != nil {
+		return err
+	}
+	header := http.Header{}
+	pairs, err := keyValues("--header", i.headers)
+	if err != nil {
+		return err
+	}
+	for k, v := range pairs {
+		header.Set(k, v)
+	}
+	if i.idempotencyKey != "" {
+		header.Set("Idempotency-Key", i.idempotencyKey)
+	}
+	var body []byte
+	if hasBody {
+		if body, err = c.body(i.json); err != nil {
+			return err
+		}
+		header.Set("Content-Type", "application/json")
+	}
+	kind := "call"
+	if i.send {
+		kind = "send"
+	}
+	u := c.ingress + "/restate/" + kind + "/" + path
+	if i.delay != "" {
+		u += "?delay=" + url.QueryEscape(i.delay)
+	}
+	ans, err := c.do(ctx, http.MethodPost, u, body, header)
+	if err != nil {
+		return err
+	}
+	return c.printResult(ans, i.send)
+}
+
+func (c *client) body(arg string) ([]byte, error) {
+	body := []byte(arg)
+	if arg == "-" {
+		var err error
+		if body, err = io.ReadAll(c.app.in); err != nil {
+			return nil, fmt.Errorf("read the body from standard input: %w", err)
+		}
+	}
+	if !json.Valid(body) {
+		return nil, usagef(`--json %.60s: that is not JSON; text needs quotes inside the shell's, as in --json '"Ada"'`, body)
+	}
+	return body, nil
+}
+
+func (c *client) printResult(ans *answer, send bool) error {
+	if send && !c.json {
+		var sent struct {
+			ID     string `json:"invocationId"`
+			Status string `json:"status"`
+		}
+		if err := json.Unmarshal(ans.body, &sent); err != nil {
+			return fmt.Errorf("what answers at %s is no ingress of Perdure: %w", c.ingress, err)
+		}
+		_, err := fmt.Fprintf(c.app.out, "%s %s\nIts result: curl %s/restate/attach/%s\n", sent.Status, sent.ID, c.ingress, sent.ID)
+		return err
+	}
+	if c.json && !send {
+		result := map[string]any{"invocationId": ans.header.Get("X-Restate-Id"), "result": string(ans.body)}
+		if json.Valid(ans.body) {
+			result["result"] = json.RawMessage(ans.body)
+		}
+		return printJSON(c.app.out, result)
+	}
+	if _, err := c.app.out.Write(ans.body); err != nil {
+		return err
+	}
+	if len(ans.body) > 0 && ans.body[len(ans.body)-1] != '\n' {
+		fmt.Fprintln(c.app.out)
+	}
+	return nil
+}
+
+// operation is something that an operator does to an invocation.
+type operation struct{ name, done, short string }
+
+var operations = []operation{
+	{"cancel", "Cancelled", "Ask invocations to stop: their handlers can clean up"},
+	{"kill", "Killed", "Stop invocations at once, without clean-up"},
+	{"purge", "Purged", "Forget completed invocations"},
+	{"pause", "Paused", "Stop attempting invocations until they are resumed"},
+	{"resume", "Resumed", "Go on with paused invocations"},
+}
+
+func (a *app) invocationsCommand() *cobra.Command {
+	var below []*cobra.Command
+	for _, op := range operations {
+		below = append(below, a.operationCommand(op))
+	}
+	c := group("invocations", "Cancel, kill, purge, pause or resume invocations", below...)
+	c.Aliases = []string{"invocation", "inv"}
+	return c
+}
+
+func (a *app) operationCommand(op operation) *cobra.Command {
+	var c client
+	cmd := &cobra.Command{
+		Use: op.name + " ID...", Short: op.short, Args: cobra.MinimumNArgs(1),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			var errs []error
+			for _, id := range args {
+				if err := c.operate(cmd.Context(), op, id); err != nil {
+					errs = append(errs, fmt.Errorf("%s %s: %w", op.name, id, err))
+				}
+			}
+			return errors.Join(errs...)
+		},
+	}
+	a.clientFlags(cmd, &c)
+	return cmd
+}
+
+func (c *client) operate(ctx context.Context, op operation, id string) error {
+	ans, err := c.adminDo(ctx, http.MethodPatch, "/invocations/"+url.PathEscape(id)+"/"+op.name, nil, nil)
+	if err != nil {
+		return err
+	}
+	done := op.done
+	if ans.status == http.StatusAccepted {
+		done = "Accepted: " + op.name
+	}
+	return c.done(done, id)
+}
