@@ -1,0 +1,242 @@
+package invokers
+
+import (
+	"errors"
+	"sync"
+	"sync/atomic"
+
+	"perdure/control/cluster"
+	"perdure/control/ident"
+	"perdure/control/schema"
+)
+
+// Pool is what the invokers of all partitions of a node share: concurrency slots, memory, prepared
+// endpoints, transports. It has no goroutine.
+type Pool struct {
+	cfg     Config
+	deps    Deps
+	metrics *metrics
+
+	slots     slots
+	memory    memory
+	endpoints endpointCache
+}
+
+// NewPool makes the pool of a node. It registers its metrics with deps.Metrics.
+func NewPool(cfg Config, deps Deps) (*Pool, error) {
+	if err := cfg.Validate(); err != nil {
+		return nil, err
+	}
+	if err := deps.setDefaults(); err != nil {
+		return nil, err
+	}
+	p := &Pool{cfg: cfg, deps: deps}
+	p.slots.free = cfg.ConcurrencyLimit
+	p.memory.limit = cfg.MemoryLimit
+	m, err := newMetrics(deps.Metrics, p)
+	if err != nil {
+		return nil, err
+	}
+	p.metrics = m
+	return p, nil
+}
+
+// Open starts the invoker of a led partition. The caller closes it when it no longer leads.
+func (p *Pool) Open(partition cluster.PartitionID, host Host) *Partition {
+	return newPartition(p, partition, host)
+}
+
+// slots bounds the attempts that are open at a time. Who finds none waits in the order of arrival.
+type slots struct {
+	mu   sync.Mutex
+	free int
+	// waiting is a queue with its head at index head. It holds pointers only: journals are not kept for
+	// queued invocations. Invocations that were aborted stay in it until they get to the head.
+	waiting []*invocation
+	head    int
+}
+
+// acquire takes a slot for inv; false means that inv waits and granted will be called for it. The caller
+// may hold the lock of inv's partition.
+func (s *slots) acquire(inv *invocation) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.free > 0 {
+		s.free--
+		return true
+	}
+	s.waiting = append(s.waiting, inv)
+	return false
+}
+
+// release gives a slot back, or on to the first who waits and still wants it. The caller must not hold the
+// lock of any partition.
+func (s *slots) release() {
+	for {
+		s.mu.Lock()
+		if s.head == len(s.waiting) {
+			s.waiting, s.head = s.waiting[:0], 0
+			s.free++
+			s.mu.Unlock()
+			return
+		}
+		inv := s.waiting[s.head]
+		s.waiting[s.head] = nil
+		s.head++
+		if s.head > 1024 && s.head*2 > len(s.waiting) {
+			n := copy(s.waiting, s.waiting[s.head:])
+			clear(s.waiting[n:])
+			s.waiting, s.head = s.waiting[:n], 0
+		}
+		s.mu.Unlock()
+		if inv.p.granted(inv) {
+			return
+		}
+	}
+}
+
+// queued is the number of invocations that wait, including those that no longer want to.
+func (s *slots) queued() int {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return len(s.waiting) - s.head
+}
+
+// memory is the budget of the node for bytes that attempts buffer.
+type memory struct {
+	limit int64
+	used  atomic.Int64
+}
+
+// errNoMemory: the node's budget is used up; the attempt is put back.
+var errNoMemory = errors.New("the memory for invocations is used up")
+
+// take reserves n bytes. It succeeds when they fit, or when nothing is reserved at all: one attempt must
+// always be able to go on, however big its journal is.
+func (m *memory) take(n int64) bool {
+	used := m.used.Add(n)
+	if used <= m.limit || used == n {
+		return true
+	}
+	m.used.Add(-n)
+	return false
+}
+
+func (m *memory) give(n int64) { m.used.Add(-n) }
+
+// lease is what one attempt has reserved. It is not safe for concurrent use.
+type lease struct {
+	m    *memory
+	held int64
+}
+
+// grow reserves n more bytes.
+func (l *lease) grow(n int64) bool {
+	if n <= 0 {
+		return true
+	}
+	if !l.m.take(n) {
+		return false
+	}
+	l.held += n
+	return true
+}
+
+// shrink gives n bytes back, or what is left if it was released before.
+func (l *lease) shrink(n int64) {
+	n = min(n, l.held)
+	l.held -= n
+	l.m.give(n)
+}
+
+// release gives everything back. It may be called again.
+func (l *lease) release() {
+	if l.held != 0 {
+		l.m.give(l.held)
+		l.held = 0
+	}
+}
+
+// handlerOptions are the options of a target on a deployment. A handler that the deployment no longer has
+// gets those of its service, or the server's: the service itself will answer that it does not know it.
+func handlerOptions(s *schema.Schema, d *schema.Deployment, service, handler string) schema.Options {
+	if o, err := s.Options(d.ID, service, handler); err == nil {
+		return o
+	}
+	for i := range d.Services {
+		if d.Services[i].Name == service {
+			return d.Services[i].Options
+		}
+	}
+	def := s.Defaults()
+	o := schema.Options{InactivityTimeout: def.InactivityTimeout, AbortTimeout: def.AbortTimeout, LazyState: def.LazyState, Retry: def.Retry}
+	if d.ProtocolType == schema.RequestResponse {
+		o.InactivityTimeout = 0
+	}
+	return o
+}
+
+// resolved is where an attempt goes and how.
+type resolved struct {
+	deployment *schema.Deployment
+	endpoint   *endpoint
+	version    uint32
+	options    schema.Options
+}
+
+// resolve picks the deployment and the protocol version: those that the invocation is pinned to, or the
+// latest of its service and the highest version that both sides speak.
+func (p *Pool) resolve(j *Journal) (r resolved, f *failure) {
+	s := p.deps.Schema.Current()
+	service, handler := j.Target.GetService(), j.Target.GetHandler()
+	r.version = j.ProtocolVersion
+	if j.Deployment.IsZero() {
+		r.deployment = s.Latest(service)
+		if r.deployment == nil {
+			return r, unseen(newFailure(codeNoDeployment, "no deployment was found for the service '%s'; register one that serves it", service))
+		}
+		if r.version, f = pickVersion(r.deployment, p.cfg.maxVersion()); f != nil {
+			return r, f
+		}
+	} else {
+		var err error
+		if r.deployment, err = s.Deployment(j.Deployment); err != nil {
+			return r, unseen(newFailure(codeNoDeployment, "the invocation runs on deployment '%s', which was removed; resume it on another one", j.Deployment))
+		}
+		if r.version < minVersion || r.version > maxVersion {
+			return r, unseen(newFailure(codeVersionGone, "the invocation runs with version %d of the service protocol, which this server no longer supports", r.version))
+		}
+	}
+	r.options = handlerOptions(s, r.deployment, service, handler)
+	var err error
+	if r.endpoint, err = p.endpoints.get(r.deployment, &p.cfg); err != nil {
+		return r, unseen(newFailure(codeNetwork, "address of deployment '%s': %v", r.deployment.ID, err))
+	}
+	return r, nil
+}
+
+// The protocol versions that this server can replay and decode.
+const (
+	minVersion = 5
+	maxVersion = 7
+)
+
+func pickVersion(d *schema.Deployment, highest uint32) (uint32, *failure) {
+	v := min(d.MaxProtocol, highest)
+	if v < minVersion || v < d.MinProtocol {
+		return 0, unseen(newFailure(codeNoCommonVersion,
+			"deployment '%s' speaks versions %d to %d of the service protocol, this server %d to %d; use an SDK that shares one",
+			d.ID, d.MinProtocol, d.MaxProtocol, minVersion, highest))
+	}
+	return v, nil
+}
+
+func unseen(f *failure) *failure { f.unseen = true; return f }
+
+// deploymentID is the printable id for logs and introspection.
+func deploymentID(d ident.DeploymentID) string {
+	if d.IsZero() {
+		return ""
+	}
+	return d.String()
+}
