@@ -1,0 +1,50 @@
+package logstore
+
+import (
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+)
+
+// metrics of a store. All are safe for concurrent use.
+type metrics struct {
+	commit  prometheus.Histogram
+	writes  prometheus.Counter
+	batches prometheus.Counter
+	bytes   prometheus.Counter
+}
+
+func newMetrics(r prometheus.Registerer) (*metrics, error) {
+	m := &metrics{
+		commit: prometheus.NewHistogram(prometheus.HistogramOpts{
+			Name:    "perdure_logstore_commit_seconds",
+			Help:    "Time from the encoding of a batch to the end of its fsync.",
+			Buckets: prometheus.ExponentialBuckets(0.0001, 2, 16),
+		}),
+		writes: prometheus.NewCounter(prometheus.CounterOpts{
+			Name: "perdure_logstore_writes_total", Help: "Writes that became durable.",
+		}),
+		batches: prometheus.NewCounter(prometheus.CounterOpts{
+			Name: "perdure_logstore_batches_total", Help: "Batches (groups of writes with one fsync) that became durable.",
+		}),
+		bytes: prometheus.NewCounter(prometheus.CounterOpts{
+			Name: "perdure_logstore_written_bytes_total", Help: "Bytes of writes that became durable.",
+		}),
+	}
+	if r == nil {
+		return m, nil
+	}
+	for _, c := range []prometheus.Collector{m.commit, m.writes, m.batches, m.bytes} {
+		if err := r.Register(c); err != nil {
+			return nil, err
+		}
+	}
+	return m, nil
+}
+
+func (m *metrics) observe(g *group) {
+	m.commit.Observe(time.Since(g.began).Seconds())
+	m.writes.Add(float64(len(g.writes)))
+	m.batches.Inc()
+	m.bytes.Add(float64(g.bytes))
+}

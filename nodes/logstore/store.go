@@ -1,0 +1,564 @@
+// Package logstore is the durable store of a log server: the records and metadata of all loglets of
+// a node in one Pebble database, with one fsync stream for all of them.
+//
+// Writes queue up while the batch before is on its way to the disk; one goroutine turns all that
+// has queued up into one batch and hands it to the write-ahead log without waiting, a second one
+// waits for the fsyncs in order and tells the writes' owners. So nothing lingers, and the fsync is
+// shared by every partition of the node.
+//
+// A failed write or fsync is the end of the handle: nothing is taken any more, all writes under way
+// are answered with the error, and the owner of the store is told to stop the node. What cannot be
+// proven present after a restart is never reported as absent: see tails.go.
+package logstore
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"log/slog"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/cockroachdb/pebble/v2"
+	"github.com/cockroachdb/pebble/v2/vfs"
+	"github.com/prometheus/client_golang/prometheus"
+
+	"perdure/control/cluster"
+	"perdure/nodes/logserver"
+)
+
+// formatVersion pins the on-disk format of Pebble (its FormatValueSeparation): the oldest that
+// reports a damaged write-ahead log instead of dropping what follows the damage.
+const formatVersion pebble.FormatMajorVersion = 24
+
+// Config of a Store. Dir and Logger are required.
+type Config struct {
+	// Dir holds the database and the file of tail hints; it is created.
+	Dir string
+	// FS is the file system; nil means the disk.
+	FS vfs.FS
+	// Logger is for the operator.
+	Logger *slog.Logger
+	// Registry receives the metrics; nil means none.
+	Registry prometheus.Registerer
+	// MemTableSize in bytes, default 64 MiB. Memory grows up to about twice this under load. Too low
+	// makes many small files and more compaction.
+	MemTableSize uint64
+	// CacheSize of the block cache in bytes, default 8 MiB. Readers mostly hit the record cache
+	// above, so that only replays after a restart profit from more.
+	CacheSize int64
+	// QueueBytes is how much may wait for the disk before the store calls itself backlogged;
+	// default 64 MiB.
+	QueueBytes int64
+	// HintInterval is how often durable tails are noted outside of the database; default 1 s. Records
+	// that the disk loses silently within that time of their fsync are not noticed.
+	HintInterval time.Duration
+	// OnFatal is told the first error that ended the handle, on a goroutine of the store; it must not
+	// block. May be nil.
+	OnFatal func(error)
+}
+
+func (c Config) withDefaults() Config {
+	if c.FS == nil {
+		c.FS = vfs.Default
+	}
+	if c.MemTableSize == 0 {
+		c.MemTableSize = 64 << 20
+	}
+	if c.CacheSize == 0 {
+		c.CacheSize = 8 << 20
+	}
+	if c.QueueBytes == 0 {
+		c.QueueBytes = 64 << 20
+	}
+	if c.HintInterval == 0 {
+		c.HintInterval = time.Second
+	}
+	return c
+}
+
+// maxBatchBytes bounds one batch: what is queued beyond goes in the next one.
+const maxBatchBytes = 8 << 20
+
+// Errors of a Store.
+var (
+	// ErrClosed means that the store was closed: the write was not taken.
+	ErrClosed = errors.New("log store is closed")
+	// ErrFailed means that the disk failed: nothing is taken until the node was restarted.
+	ErrFailed = errors.New("log store has failed, restart the node")
+)
+
+// Store implements logserver.Store on a directory. Safe for concurrent use.
+type Store struct {
+	cfg     Config
+	db      *pebble.DB
+	cache   *pebble.Cache
+	tails   *tailHints
+	metrics *metrics
+
+	queue struct {
+		sync.Mutex
+		writes []*logserver.Write
+		err    error // sticky: no more writes are taken
+	}
+	queued  atomic.Int64  // bytes enqueued and not yet durable
+	wake    chan struct{} // 1-buffered: the queue has something, or was closed
+	syncing chan *group   // batches on their way to the disk, in order
+	fatal   sync.Once
+
+	stop  chan struct{} // ends the hint loop
+	close sync.Once
+	wg    sync.WaitGroup
+}
+
+// group is one batch and the writes it holds. A group without a batch has failed before.
+type group struct {
+	batch  *pebble.Batch
+	writes []*logserver.Write
+	bytes  int64
+	began  time.Time
+}
+
+var _ logserver.Store = (*Store)(nil)
+
+// Open opens or creates a store and starts its goroutines. Damage to the write-ahead log or the
+// manifest is an error that wraps ErrCorrupt when Pebble recognises it as such.
+func Open(cfg Config) (*Store, error) {
+	cfg = cfg.withDefaults()
+	if err := cfg.FS.MkdirAll(cfg.Dir, 0o755); err != nil {
+		return nil, fmt.Errorf("create log store directory: %w", err)
+	}
+	s := &Store{cfg: cfg, wake: make(chan struct{}, 1), syncing: make(chan *group, 16), stop: make(chan struct{})}
+	var err error
+	if s.metrics, err = newMetrics(cfg.Registry); err != nil {
+		return nil, fmt.Errorf("register log store metrics: %w", err)
+	}
+	if s.tails, err = openTailHints(cfg.FS, cfg.FS.PathJoin(cfg.Dir, tailsFile)); err != nil {
+		return nil, fmt.Errorf("open tail hints: %w", err)
+	}
+	s.cache = pebble.NewCache(cfg.CacheSize)
+	s.db, err = pebble.Open(cfg.FS.PathJoin(cfg.Dir, "db"), s.pebbleOptions())
+	if err != nil {
+		s.cache.Unref()
+		return nil, errors.Join(fmt.Errorf("open log database: %w", asCorrupt(err)), s.tails.close())
+	}
+	s.wg.Go(s.writeLoop)
+	s.wg.Go(s.syncLoop)
+	s.wg.Go(s.hintLoop)
+	return s, nil
+}
+
+// asCorrupt adds ErrCorrupt to Pebble's own corruption errors.
+func asCorrupt(err error) error {
+	if pebble.IsCorruptionError(err) {
+		return fmt.Errorf("%w: %w", ErrCorrupt, err)
+	}
+	return err
+}
+
+func (s *Store) pebbleOptions() *pebble.Options {
+	o := &pebble.Options{
+		FS:                          s.cfg.FS,
+		FormatMajorVersion:          formatVersion,
+		Cache:                       s.cache,
+		MemTableSize:                s.cfg.MemTableSize,
+		MemTableStopWritesThreshold: 4,
+		Logger:                      pebbleLogger{s},
+		EventListener: &pebble.EventListener{
+			DataCorruption: func(i pebble.DataCorruptionInfo) {
+				s.cfg.Logger.Error("log database found a corrupt file", "path", i.Path, "err", i.Details)
+			},
+			BackgroundError: func(err error) { s.cfg.Logger.Error("log database background work failed", "err", err) },
+		},
+	}
+	return o
+}
+
+// Close takes no more writes, finishes and answers those taken, and closes the files. Idempotent.
+func (s *Store) Close() error {
+	var err error
+	s.close.Do(func() {
+		s.refuse(ErrClosed)
+		close(s.stop)
+		s.wg.Wait()
+		err = errors.Join(s.tails.close(), s.closeDB())
+		s.cache.Unref()
+	})
+	return err
+}
+
+// closeDB closes Pebble; after a failure of the disk that panics inside of Pebble and is reported.
+func (s *Store) closeDB() (err error) {
+	defer func() {
+		if p := recover(); p != nil {
+			err = fmt.Errorf("close log database: %v", p)
+		}
+	}()
+	return s.db.Close()
+}
+
+// Enqueue implements logserver.Store.
+func (s *Store) Enqueue(w *logserver.Write) error {
+	size := int64(w.Size())
+	s.queue.Lock()
+	if err := s.queue.err; err != nil {
+		s.queue.Unlock()
+		return err
+	}
+	s.queue.writes = append(s.queue.writes, w)
+	s.queue.Unlock()
+	s.queued.Add(size)
+	s.signal()
+	return nil
+}
+
+// Backlogged implements logserver.Store.
+func (s *Store) Backlogged() bool { return s.queued.Load() > s.cfg.QueueBytes }
+
+func (s *Store) signal() {
+	select {
+	case s.wake <- struct{}{}:
+	default:
+	}
+}
+
+// refuse makes err the answer to every later Enqueue. The first error stays.
+func (s *Store) refuse(err error) {
+	s.queue.Lock()
+	if s.queue.err == nil {
+		s.queue.err = err
+	}
+	s.queue.Unlock()
+	s.signal()
+}
+
+// fail ends the handle after an error of the disk.
+func (s *Store) fail(err error) {
+	s.refuse(fmt.Errorf("%w: %w", ErrFailed, err))
+	s.fatal.Do(func() {
+		s.cfg.Logger.Error("log store failed, no more writes are taken", "err", err)
+		if s.cfg.OnFatal != nil {
+			s.cfg.OnFatal(err)
+		}
+	})
+}
+
+// failed returns the error that ended the handle, nil while it works or was closed in order.
+func (s *Store) failed() error {
+	s.queue.Lock()
+	defer s.queue.Unlock()
+	if errors.Is(s.queue.err, ErrFailed) {
+		return s.queue.err
+	}
+	return nil
+}
+
+// take removes what goes into the next batch, reusing dst. ok is false when the store is closed and
+// everything was taken.
+func (s *Store) take(dst []*logserver.Write) (writes []*logserver.Write, bytes int64, ok bool) {
+	s.queue.Lock()
+	defer s.queue.Unlock()
+	n := 0
+	for n < len(s.queue.writes) && bytes < maxBatchBytes {
+		bytes += int64(s.queue.writes[n].Size())
+		n++
+	}
+	writes = append(dst[:0], s.queue.writes[:n]...)
+	rest := copy(s.queue.writes, s.queue.writes[n:])
+	clear(s.queue.writes[rest:])
+	s.queue.writes = s.queue.writes[:rest]
+	return writes, bytes, n > 0 || s.queue.err == nil
+}
+
+// writeLoop turns the queue into batches until the store is closed and the queue empty.
+func (s *Store) writeLoop() {
+	defer close(s.syncing)
+	for {
+		g := groups.Get().(*group)
+		var ok bool
+		g.writes, g.bytes, ok = s.take(g.writes)
+		switch {
+		case !ok:
+			return
+		case len(g.writes) == 0:
+			groups.Put(g)
+			<-s.wake
+			continue
+		}
+		g.began = time.Now()
+		if err := s.apply(g); err != nil {
+			s.fail(err)
+		}
+		s.syncing <- g
+	}
+}
+
+// groups are reused between batches.
+var groups = sync.Pool{New: func() any { return new(group) }}
+
+// apply encodes a group and hands it to the write-ahead log. After a failure the group has no batch.
+func (s *Store) apply(g *group) (err error) {
+	if err := s.failed(); err != nil {
+		return err
+	}
+	defer func() {
+		// Pebble ends a failed commit by Logger.Fatalf, which is a panic here.
+		if p := recover(); p != nil {
+			fatal, is := p.(fatalError)
+			if !is {
+				panic(p)
+			}
+			g.batch, err = nil, fatal
+		}
+	}()
+	b := s.db.NewBatchWithSize(int(g.bytes) + 64)
+	for _, w := range g.writes {
+		if err := encode(b, w); err != nil {
+			return errors.Join(fmt.Errorf("encode write of loglet %s: %w", w.Loglet, err), b.Close())
+		}
+	}
+	if err := s.db.ApplyNoSyncWait(b, pebble.Sync); err != nil {
+		return fmt.Errorf("apply batch: %w", err)
+	}
+	g.batch = b
+	return nil
+}
+
+// encode adds a write to a batch.
+func encode(b *pebble.Batch, w *logserver.Write) error {
+	if w.GlobalTail != 0 {
+		if err := b.Set(metaKey(w.Loglet, tagGlobal), encodeOffset(w.GlobalTail), nil); err != nil {
+			return err
+		}
+	}
+	switch w.Kind {
+	case logserver.WriteRecords:
+		return encodeRecords(b, w)
+	case logserver.WriteSeal:
+		return b.Set(metaKey(w.Loglet, tagSeal), nil, nil)
+	case logserver.WriteTrim:
+		if err := b.Set(metaKey(w.Loglet, tagTrim), encodeOffset(w.TrimPoint), nil); err != nil {
+			return err
+		}
+		return b.DeleteRange(dataKey(w.Loglet, 0), dataKey(w.Loglet, w.TrimPoint+1), nil)
+	default:
+		return fmt.Errorf("write has unknown kind %d", w.Kind)
+	}
+}
+
+func encodeRecords(b *pebble.Batch, w *logserver.Write) error {
+	if !w.Sequencer.IsZero() {
+		if err := b.Set(metaKey(w.Loglet, tagSequencer), encodeSequencer(w.Sequencer), nil); err != nil {
+			return err
+		}
+	}
+	for i := range w.Records {
+		r := &w.Records[i]
+		op := b.SetDeferred(dataKeyLen, recordHeaderLen+len(r.Payload))
+		putDataKey(op.Key, w.Loglet, w.First+cluster.Offset(i))
+		putRecord(op.Value, op.Key, r)
+		if err := op.Finish(); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// syncLoop waits for the fsync of each batch, in order, and tells the owners.
+func (s *Store) syncLoop() {
+	for g := range s.syncing {
+		err := s.failed()
+		if g.batch != nil {
+			if syncErr := g.batch.SyncWait(); syncErr != nil {
+				s.fail(fmt.Errorf("sync log: %w", syncErr))
+				err = s.failed()
+			} else if closeErr := g.batch.Close(); closeErr != nil {
+				s.fail(fmt.Errorf("release batch: %w", closeErr))
+			}
+		}
+		s.queued.Add(-g.bytes)
+		if err == nil {
+			s.metrics.observe(g)
+			s.tails.advance(g.writes)
+		}
+		for _, w := range g.writes {
+			w.Owner.WriteDone(w, err)
+		}
+		clear(g.writes)
+		*g = group{writes: g.writes[:0]}
+		groups.Put(g)
+	}
+}
+
+// hintLoop notes the durable tails that moved, each HintInterval and at the end.
+func (s *Store) hintLoop() {
+	t := time.NewTicker(s.cfg.HintInterval)
+	defer t.Stop()
+	for {
+		select {
+		case <-t.C:
+			if err := s.tails.flush(); err != nil {
+				s.fail(fmt.Errorf("write tail hints: %w", err))
+				return
+			}
+		case <-s.stop:
+			return
+		}
+	}
+}
+
+// Load implements logserver.Store.
+func (s *Store) Load(id cluster.LogletID) (logserver.Meta, error) {
+	var m logserver.Meta
+	it, err := s.db.NewIter(&pebble.IterOptions{LowerBound: metaKey(id, 0), UpperBound: metaKey(id, 0xff)})
+	if err != nil {
+		return m, fmt.Errorf("read metadata rows: %w", err)
+	}
+	for ok := it.First(); ok && err == nil; ok = it.Next() {
+		err = applyMeta(&m, it.Key()[metaKeyLen-1], it.Value())
+	}
+	if err = errors.Join(err, it.Close()); err != nil {
+		return m, fmt.Errorf("read metadata rows: %w", asCorrupt(err))
+	}
+	last, err := s.lastOffset(id)
+	if err != nil {
+		return m, err
+	}
+	m.LocalTail = max(last+1, m.TrimPoint+1)
+	m.GlobalTail = max(m.GlobalTail, m.TrimPoint+1)
+	m.DataLoss = m.LocalTail < s.tails.hint(id)
+	return m, nil
+}
+
+// lastOffset is the offset of the last record, 0 when there is none.
+func (s *Store) lastOffset(id cluster.LogletID) (cluster.Offset, error) {
+	it, err := s.db.NewIter(&pebble.IterOptions{LowerBound: dataKey(id, 0), UpperBound: dataKey(id+1, 0)})
+	if err != nil {
+		return 0, fmt.Errorf("find last record: %w", err)
+	}
+	var last cluster.Offset
+	if it.Last() {
+		last, err = offsetOfKey(it.Key())
+	}
+	if err = errors.Join(err, it.Close()); err != nil {
+		return 0, fmt.Errorf("find last record: %w", asCorrupt(err))
+	}
+	return last, nil
+}
+
+// Read implements logserver.Store. Every record is checked against its checksum.
+func (s *Store) Read(id cluster.LogletID, from, to cluster.Offset, maxBytes int) ([]logserver.Found, cluster.Offset, error) {
+	it, err := s.db.NewIter(&pebble.IterOptions{LowerBound: dataKey(id, from), UpperBound: dataKey(id, to)})
+	if err != nil {
+		return nil, from, fmt.Errorf("read records: %w", err)
+	}
+	found, next, bytes := []logserver.Found(nil), to, 0
+	for ok := it.First(); ok; ok = it.Next() {
+		var f logserver.Found
+		if f.Offset, err = offsetOfKey(it.Key()); err != nil {
+			break
+		}
+		if bytes >= maxBytes {
+			next = f.Offset
+			break
+		}
+		if f.Record, err = parseRecord(it.Key(), it.Value()); err != nil {
+			err = fmt.Errorf("offset %d of loglet %s: %w", f.Offset, id, err)
+			break
+		}
+		found = append(found, f)
+		bytes += f.Record.Size()
+	}
+	if err = errors.Join(err, it.Close()); err != nil {
+		return nil, from, fmt.Errorf("read records: %w", asCorrupt(err))
+	}
+	return found, next, nil
+}
+
+// Digest implements logserver.Store.
+func (s *Store) Digest(id cluster.LogletID, from, to cluster.Offset) ([]logserver.Range, error) {
+	it, err := s.db.NewIter(&pebble.IterOptions{LowerBound: dataKey(id, from), UpperBound: dataKey(id, to)})
+	if err != nil {
+		return nil, fmt.Errorf("read record keys: %w", err)
+	}
+	var ranges []logserver.Range
+	for ok := it.First(); ok; ok = it.Next() {
+		var o cluster.Offset
+		if o, err = offsetOfKey(it.Key()); err != nil {
+			break
+		}
+		if n := len(ranges); n > 0 && ranges[n-1].To == o {
+			ranges[n-1].To++
+			continue
+		}
+		ranges = append(ranges, logserver.Range{From: o, To: o + 1})
+	}
+	if err = errors.Join(err, it.Close()); err != nil {
+		return nil, fmt.Errorf("read record keys: %w", asCorrupt(err))
+	}
+	return ranges, nil
+}
+
+// DiskUsage is the space that the store occupies, in bytes.
+func (s *Store) DiskUsage() uint64 { return s.db.Metrics().DiskSpaceUsage() }
+
+// Marker says whose disk this is. A node compares it with what it believes to be, so that a swapped,
+// cloned or wiped disk is noticed.
+type Marker struct {
+	Node        cluster.NodeID `json:"node"`
+	StorageID   string         `json:"storage_id"`
+	Fingerprint uint64         `json:"cluster_fingerprint,string"`
+}
+
+// Marker returns the disk's marker; ok is false on a fresh disk.
+func (s *Store) Marker() (m Marker, ok bool, err error) {
+	v, closer, err := s.db.Get([]byte(keyMarker))
+	if errors.Is(err, pebble.ErrNotFound) {
+		return Marker{}, false, nil
+	}
+	if err != nil {
+		return Marker{}, false, fmt.Errorf("read marker: %w", asCorrupt(err))
+	}
+	err = json.Unmarshal(v, &m)
+	if err = errors.Join(err, closer.Close()); err != nil {
+		return Marker{}, false, fmt.Errorf("read marker: %w: %w", ErrCorrupt, err)
+	}
+	return m, true, nil
+}
+
+// SetMarker writes the disk's marker and returns when it is durable.
+func (s *Store) SetMarker(m Marker) error {
+	v, err := json.Marshal(m)
+	if err != nil {
+		return fmt.Errorf("encode marker: %w", err)
+	}
+	if err := s.db.Set([]byte(keyMarker), v, pebble.Sync); err != nil {
+		return fmt.Errorf("write marker: %w", err)
+	}
+	return nil
+}
+
+// fatalError is what Pebble said when it gave up.
+type fatalError struct{ msg string }
+
+func (e fatalError) Error() string { return e.msg }
+
+// pebbleLogger passes Pebble's messages on. Its Fatalf must not return: it reports the failure and
+// panics, which the write loop turns into an error and which ends the process anywhere else.
+type pebbleLogger struct{ s *Store }
+
+// Infof drops what Pebble tells in good days.
+func (pebbleLogger) Infof(string, ...any) {}
+
+// Errorf logs.
+func (l pebbleLogger) Errorf(format string, args ...any) {
+	l.s.cfg.Logger.Error("log database", "err", fmt.Sprintf(format, args...))
+}
+
+// Fatalf reports and panics.
+func (l pebbleLogger) Fatalf(format string, args ...any) {
+	err := fatalError{fmt.Sprintf(format, args...)}
+	l.s.fail(err)
+	panic(err)
+}

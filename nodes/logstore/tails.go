@@ -1,0 +1,202 @@
+package logstore
+
+import (
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"hash/crc32"
+	"io"
+	"os"
+	"slices"
+	"sync"
+
+	"github.com/cockroachdb/pebble/v2/vfs"
+
+	"perdure/control/cluster"
+	"perdure/nodes/logserver"
+)
+
+// tailsFile is the name of the file of tail hints inside of the store's directory.
+const tailsFile = "TAILS"
+
+// hintLen is the length of one hint: loglet u64 | tail u32 | crc32c u32 of the former, little endian.
+const hintLen = 16
+
+// compactAbove is the size in bytes from which the file is written anew with one hint per loglet.
+const compactAbove = 1 << 20
+
+// tailHints remembers, outside of the database, that records up to some tail were durable once. A
+// write-ahead log whose end was damaged opens without error and without the records that stood
+// there; a log server that then said "I never had them" would break the promise of every quorum
+// that it was part of. A recovered tail below the hint is therefore data loss.
+//
+// The file is a sequence of fixed-size, self-checked hints, appended about each second. The highest
+// hint of a loglet counts; one that does not check is skipped, for it was being written when the
+// power went, or it is damaged, and then less is proven.
+type tailHints struct {
+	fs   vfs.FS
+	path string
+
+	mu    sync.Mutex
+	known map[cluster.LogletID]cluster.Offset // durable hints of the file
+	dirty map[cluster.LogletID]cluster.Offset // durable tails that are not in the file yet
+
+	// flushing guards what follows; it is taken before mu.
+	flushing sync.Mutex
+	file     vfs.File
+	size     int
+}
+
+// openTailHints reads the hints and begins a new file with the highest of each loglet.
+func openTailHints(fs vfs.FS, path string) (*tailHints, error) {
+	t := &tailHints{fs: fs, path: path, known: map[cluster.LogletID]cluster.Offset{}, dirty: map[cluster.LogletID]cluster.Offset{}}
+	old, err := readFile(fs, path)
+	if err != nil {
+		return nil, err
+	}
+	for hint := range slices.Chunk(old, hintLen) {
+		if id, tail, ok := parseHint(hint); ok {
+			t.known[id] = max(t.known[id], tail)
+		}
+	}
+	if err := t.rewrite(); err != nil {
+		return nil, err
+	}
+	return t, nil
+}
+
+func readFile(fs vfs.FS, path string) ([]byte, error) {
+	f, err := fs.Open(path)
+	if errors.Is(err, os.ErrNotExist) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, fmt.Errorf("open %s: %w", path, err)
+	}
+	b, err := io.ReadAll(f)
+	if err = errors.Join(err, f.Close()); err != nil {
+		return nil, fmt.Errorf("read %s: %w", path, err)
+	}
+	return b, nil
+}
+
+// rewrite replaces the file by one with the known hints only. Until the rename is durable, the old
+// file is complete.
+func (t *tailHints) rewrite() error {
+	var b []byte
+	t.mu.Lock()
+	for id, tail := range t.known {
+		b = appendHint(b, id, tail)
+	}
+	t.mu.Unlock()
+	temp := t.path + ".tmp"
+	f, err := t.fs.Create(temp, vfs.WriteCategoryUnspecified)
+	if err != nil {
+		return fmt.Errorf("create %s: %w", temp, err)
+	}
+	_, err = f.Write(b)
+	if err == nil {
+		err = f.Sync()
+	}
+	if err == nil {
+		err = t.fs.Rename(temp, t.path)
+	}
+	if err == nil {
+		err = syncDir(t.fs, t.fs.PathDir(t.path))
+	}
+	if err != nil {
+		return errors.Join(fmt.Errorf("write %s: %w", t.path, err), f.Close())
+	}
+	old := t.file
+	t.file, t.size = f, len(b)
+	if old != nil {
+		return old.Close()
+	}
+	return nil
+}
+
+func syncDir(fs vfs.FS, path string) error {
+	d, err := fs.OpenDir(path)
+	if err != nil {
+		return fmt.Errorf("open %s: %w", path, err)
+	}
+	return errors.Join(d.Sync(), d.Close())
+}
+
+// hint is the proven tail of a loglet, 0 when nothing is proven.
+func (t *tailHints) hint(id cluster.LogletID) cluster.Offset {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return t.known[id]
+}
+
+// advance notes that writes have become durable.
+func (t *tailHints) advance(writes []*logserver.Write) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	for _, w := range writes {
+		if w.Kind == logserver.WriteRecords {
+			t.dirty[w.Loglet] = max(t.dirty[w.Loglet], w.Next())
+		}
+	}
+}
+
+// flush makes the hints of all tails that moved durable. Only the hint loop and close call it.
+func (t *tailHints) flush() error {
+	t.flushing.Lock()
+	defer t.flushing.Unlock()
+	moved := t.takeDirty()
+	if len(moved) == 0 {
+		return nil
+	}
+	b := make([]byte, 0, len(moved)*hintLen)
+	for id, tail := range moved {
+		b = appendHint(b, id, tail)
+	}
+	if _, err := t.file.Write(b); err != nil {
+		return fmt.Errorf("append to %s: %w", t.path, err)
+	}
+	if err := t.file.SyncData(); err != nil {
+		return fmt.Errorf("sync %s: %w", t.path, err)
+	}
+	t.size += len(b)
+	if t.size > compactAbove {
+		return t.rewrite()
+	}
+	return nil
+}
+
+// takeDirty moves the dirty tails to the known ones and returns those that grew.
+func (t *tailHints) takeDirty() map[cluster.LogletID]cluster.Offset {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	moved := map[cluster.LogletID]cluster.Offset{}
+	for id, tail := range t.dirty {
+		if tail > t.known[id] {
+			t.known[id] = tail
+			moved[id] = tail
+		}
+	}
+	clear(t.dirty)
+	return moved
+}
+
+// close notes what is durable and closes the file.
+func (t *tailHints) close() error {
+	err := t.flush()
+	return errors.Join(err, t.file.Close())
+}
+
+func appendHint(b []byte, id cluster.LogletID, tail cluster.Offset) []byte {
+	at := len(b)
+	b = binary.LittleEndian.AppendUint64(b, uint64(id))
+	b = binary.LittleEndian.AppendUint32(b, uint32(tail))
+	return binary.LittleEndian.AppendUint32(b, crc32.Checksum(b[at:], castagnoli))
+}
+
+func parseHint(b []byte) (cluster.LogletID, cluster.Offset, bool) {
+	if len(b) != hintLen || binary.LittleEndian.Uint32(b[12:]) != crc32.Checksum(b[:12], castagnoli) {
+		return 0, 0, false
+	}
+	return cluster.LogletID(binary.LittleEndian.Uint64(b)), cluster.Offset(binary.LittleEndian.Uint32(b[8:])), true
+}
