@@ -1,0 +1,86 @@
+package fsm
+
+import (
+	"perdure/control/cluster"
+	"perdure/control/ident"
+	"perdure/invokers/invocationpb"
+	"perdure/nodes/partition/store/keyspace"
+	"perdure/nodes/record/recordpb"
+)
+
+// Kind says what an action asks for and which of its fields count.
+type Kind uint8
+
+// The kinds of actions.
+const (
+	// ActInvoke: start an attempt. ID, Incarnation; Fresh where the store need not be read. Replaces
+	// whatever attempt of the ID is there.
+	ActInvoke Kind = iota + 1
+	// ActNotify: a notification was appended to the journal of a running invocation. ID, Incarnation,
+	// EntryIndex, Type, Raw.
+	ActNotify
+	// ActApplied: an InvokerEffects command was applied, or dropped. ID, Incarnation, Sequence.
+	ActApplied
+	// ActAbort: drop any attempt of ID; Incarnation is the one that is over.
+	ActAbort
+	// ActPause: ask the attempt of ID to pause.
+	ActPause
+	// ActRetryNow: retry ID now if it waits for a retry.
+	ActRetryNow
+	// ActReply: answer a request. RequestID, Reply.
+	ActReply
+	// ActTimer: a timer row was written. Timer.
+	ActTimer
+	// ActTimerDeleted: a timer row is gone without having fired. Timer.
+	ActTimerDeleted
+	// ActOutbox: a message was appended to the outbox. Index, Command.
+	ActOutbox
+	// ActPurged: a Purge command was applied, with or without effect. ID.
+	ActPurged
+	// ActDurable: a durable point was agreed on. LSN.
+	ActDurable
+	// ActAnnounced: a leader was announced. Epoch, Node, LSN (of the announcement).
+	ActAnnounced
+)
+
+// Action is something for the leader to do once the batch is committed. Losing actions is harmless: all that
+// they say can be found in the store. Nothing that an action points to may be changed.
+type Action struct {
+	Kind        Kind
+	ID          ident.InvocationID
+	Incarnation uint64
+	Sequence    uint64
+	Fresh       *Fresh
+	EntryIndex  uint32
+	Type        uint16
+	Raw         []byte
+	RequestID   [16]byte
+	Reply       *recordpb.Reply
+	Timer       keyspace.TimerKey
+	Index       uint64
+	Command     *recordpb.Command
+	LSN         cluster.LSN
+	Epoch       cluster.Epoch
+	Node        cluster.GenNodeID
+}
+
+// Fresh is all of a brand-new invocation of a plain service: its journal is just the Input.
+type Fresh struct {
+	Invocation *invocationpb.Invocation
+	Input      []byte // payload of the Input command
+	AtMs       uint64 // creation and modification time of the row
+}
+
+// Actions collects the actions of a batch, in the order of the log. It is reused: Reset keeps the memory.
+type Actions struct{ List []Action }
+
+// Reset drops all actions.
+func (a *Actions) Reset() {
+	clear(a.List)
+	a.List = a.List[:0]
+}
+
+func (a *Actions) add(k Kind) *Action {
+	a.List = append(a.List, Action{Kind: k})
+	return &a.List[len(a.List)-1]
+}

@@ -1,0 +1,253 @@
+package fsm
+
+import (
+	"bytes"
+	"fmt"
+
+	"perdure/invokers/invocationpb"
+	"perdure/invokers/protocol"
+	"perdure/invokers/protocol/protocolpb"
+	"perdure/nodes/partition/store/keyspace"
+	"perdure/nodes/partition/store/storepb"
+	"perdure/nodes/record/recordpb"
+)
+
+// effects applies what an attempt did, in order, as long as the invocation is in the incarnation that the
+// attempt belongs to.
+func (m *Machine) effects(x *recordpb.InvokerEffects) error {
+	id, ok := m.idOf(x.InvocationId)
+	if !ok {
+		return nil
+	}
+	r, err := m.row(id)
+	if err != nil {
+		return err
+	}
+	stale := false
+	for _, e := range x.Effects {
+		if r.status() != storepb.Invocation_INVOKED || r.inv.Incarnation != x.Incarnation || r.again {
+			stale = true
+			m.dropped++
+			break
+		}
+		if err := m.effect(r, e); err != nil {
+			return err
+		}
+	}
+	a := m.out.add(ActApplied)
+	a.ID, a.Incarnation, a.Sequence = id, x.Incarnation, x.Sequence
+	switch {
+	case r.again:
+		r.again = false
+		m.start(r, nil)
+	case stale && r.status() != storepb.Invocation_INVOKED:
+		m.abort(id, x.Incarnation)
+	}
+	return nil
+}
+
+func (m *Machine) effect(r *row, e *invocationpb.Effect) error {
+	switch k := e.Kind.(type) {
+	case *invocationpb.Effect_Pinned:
+		if len(r.inv.DeploymentId) == 0 {
+			r.inv.DeploymentId, r.inv.ProtocolVersion = k.Pinned.DeploymentId, k.Pinned.ProtocolVersion
+			m.touch(r)
+		}
+		return nil
+	case *invocationpb.Effect_Command_:
+		return m.command(r, k.Command)
+	case *invocationpb.Effect_Run:
+		return m.run(r, k.Run)
+	case *invocationpb.Effect_Suspended_:
+		return m.suspend(r, k.Suspended)
+	case *invocationpb.Effect_Paused_:
+		return m.pauseNow(r, k.Paused)
+	case *invocationpb.Effect_End_:
+		return m.end(r)
+	case *invocationpb.Effect_Failed_:
+		f := k.Failed.Failure
+		if f == nil {
+			f = &invocationpb.Failure{Code: 500}
+		}
+		return m.complete(r, &invocationpb.Result{Kind: &invocationpb.Result_Failure{Failure: f}})
+	case *invocationpb.Effect_AttemptFailed_:
+		return m.attemptFailed(r, k.AttemptFailed)
+	}
+	m.dropped++
+	return nil
+}
+
+// run takes the result of a run. That the run's command is there is not asked for; a completion id that
+// something else will answer is refused.
+func (m *Machine) run(r *row, x *invocationpb.Effect_RunCompletion) error {
+	m.key = keyspace.AppendCompletion(m.key[:0], &r.id, x.CompletionId)
+	a, err := m.awaited(m.key)
+	if err != nil {
+		return err
+	}
+	if a != nil {
+		m.dropped++
+		return nil
+	}
+	return m.completion(r, x.CompletionId, protocol.TypeRunCompletion, x.Result)
+}
+
+// suspend stops an invocation until what it awaits is there. Looking at what is there already in the same
+// step closes the race with a notification that the attempt had not seen.
+//
+// A signal counts only if it was appended since the incarnation began. The attempts of this incarnation have
+// seen all earlier ones: that the SDK still lists the signal means that it waits for the next one, as it
+// does for cancel all the time.
+func (m *Machine) suspend(r *row, x *invocationpb.Effect_Suspended) error {
+	rest, done, err := settle(x.Awaiting, func(l leaf) (verdict, error) {
+		m.key = l.appendKey(m.key[:0], &r.id)
+		a, err := m.awaited(m.key)
+		if err != nil || a == nil || !a.Done {
+			return isPending, err
+		}
+		if l.kind != leafCompletion && a.Entry < r.inv.Replayed {
+			return isPending, nil
+		}
+		return verdictOf(a.Failed), nil
+	})
+	switch {
+	case err != nil:
+		return err
+	case done:
+		r.again = true
+		return nil
+	case empty(x.Awaiting): // the invoker lets none through; it would never end
+		return m.pauseNow(r, &invocationpb.Effect_Paused{LastFailure: &invocationpb.Effect_AttemptFailed{
+			Code: 500, Message: "the suspension awaits nothing", DocCode: "RT0012",
+		}})
+	}
+	r.inv.Status = storepb.Invocation_SUSPENDED
+	r.inv.Awaiting = rest
+	m.touch(r)
+	if r.inv.ProtocolVersion < 7 {
+		return nil
+	}
+	return m.event(r, &storepb.Event{Kind: &storepb.Event_Suspended{Suspended: x}})
+}
+
+func empty(f *invocationpb.Future) bool {
+	if len(f.GetCompletions())+len(f.GetSignals())+len(f.GetNamedSignals()) > 0 {
+		return false
+	}
+	for _, n := range f.GetNested() {
+		if !empty(n) {
+			return false
+		}
+	}
+	return true
+}
+
+func (m *Machine) pauseNow(r *row, x *invocationpb.Effect_Paused) error {
+	r.inv.Status = storepb.Invocation_PAUSED
+	m.touch(r)
+	return m.event(r, &storepb.Event{Kind: &storepb.Event_Paused{Paused: x}})
+}
+
+// attemptFailed notes a transient error. One that repeats the last event is not noted again.
+func (m *Machine) attemptFailed(r *row, x *invocationpb.Effect_AttemptFailed) error {
+	if r.inv.Events > 0 {
+		var last storepb.Event
+		m.key = keyspace.AppendEvent(m.key[:0], &r.id, r.inv.Events-1)
+		if _, err := read(m.txn, m.key, &last); err != nil {
+			return err
+		}
+		if old := last.GetTransientError(); old != nil && sameMessage(old, x) {
+			return nil
+		}
+	}
+	return m.event(r, &storepb.Event{Kind: &storepb.Event_TransientError{TransientError: x}})
+}
+
+type marshaler interface{ MarshalVT() ([]byte, error) }
+
+func sameMessage(a, b marshaler) bool {
+	x, errA := a.MarshalVT()
+	y, errB := b.MarshalVT()
+	return errA == nil && errB == nil && bytes.Equal(x, y)
+}
+
+// event appends a journal event.
+func (m *Machine) event(r *row, e *storepb.Event) error {
+	e.AfterEntry, e.AppendedAtMs = r.inv.Entries-1, m.now
+	m.key = keyspace.AppendEvent(m.key[:0], &r.id, r.inv.Events)
+	r.inv.Events++
+	if !r.dirty {
+		// An event is not progress: the time of the last change stays.
+		at := r.inv.ModifiedAtMs
+		m.touch(r)
+		r.inv.ModifiedAtMs = at
+	}
+	return m.write(m.key, e)
+}
+
+// command stores a command and does what it asks for.
+func (m *Machine) command(r *row, c *invocationpb.Effect_Command) error {
+	typ := uint16(c.Type)
+	if err := protocol.CheckCommand(typ, c.Raw); err != nil || uint32(typ) != c.Type {
+		return m.reject(r, fmt.Sprintf("the journal was given a bad command: %v", err))
+	}
+	index, err := m.appendEntry(r, typ, c.Raw)
+	if err != nil {
+		return err
+	}
+	r.inv.Commands++
+	switch typ {
+	case protocol.TypeOutput:
+		r.inv.Output, r.output = index+1, c.Raw
+		return nil
+	case protocol.TypeGetEagerState, protocol.TypeGetEagerStateKeys, protocol.TypeRun:
+		return nil
+	case protocol.TypeGetLazyState:
+		return decoded(m, r, c, new(protocolpb.GetLazyStateCommand), m.getState)
+	case protocol.TypeGetLazyStateKeys:
+		return decoded(m, r, c, new(protocolpb.GetLazyStateKeysCommand), m.getStateKeys)
+	case protocol.TypeSetState:
+		return decoded(m, r, c, new(protocolpb.SetStateCommand), m.setState)
+	case protocol.TypeClearState:
+		return decoded(m, r, c, new(protocolpb.ClearStateCommand), m.clearStateKey)
+	case protocol.TypeClearAllState:
+		return m.clearAllState(r)
+	case protocol.TypeSleep:
+		return decoded(m, r, c, new(protocolpb.SleepCommand), m.sleep)
+	case protocol.TypeCall:
+		return decoded(m, r, c, new(protocolpb.CallCommand), func(r *row, x *protocolpb.CallCommand) error { return m.call(r, x, c.Callee) })
+	case protocol.TypeOneWayCall:
+		return decoded(m, r, c, new(protocolpb.OneWayCallCommand), func(r *row, x *protocolpb.OneWayCallCommand) error { return m.oneWayCall(r, x, c.Callee) })
+	case protocol.TypeGetPromise:
+		return decoded(m, r, c, new(protocolpb.GetPromiseCommand), m.getPromise)
+	case protocol.TypePeekPromise:
+		return decoded(m, r, c, new(protocolpb.PeekPromiseCommand), m.peekPromise)
+	case protocol.TypeCompletePromise:
+		return decoded(m, r, c, new(protocolpb.CompletePromiseCommand), m.completePromise)
+	case protocol.TypeAttachInvocation:
+		return decoded(m, r, c, new(protocolpb.AttachInvocationCommand), m.attachCommand)
+	case protocol.TypeGetInvocationOutput:
+		return decoded(m, r, c, new(protocolpb.GetInvocationOutputCommand), m.getOutputCommand)
+	case protocol.TypeSendSignal:
+		return decoded(m, r, c, new(protocolpb.SendSignalCommand), m.sendSignal)
+	case protocol.TypeCompleteAwakeable:
+		return decoded(m, r, c, new(protocolpb.CompleteAwakeableCommand), m.completeAwakeable)
+	}
+	return m.reject(r, "the journal was given a command of an unknown type")
+}
+
+// decoded decodes a command and carries it out.
+func decoded[T message](m *Machine, r *row, c *invocationpb.Effect_Command, x T, do func(*row, T) error) error {
+	if err := x.UnmarshalVT(c.Raw); err != nil {
+		return m.reject(r, fmt.Sprintf("the journal was given a command that cannot be decoded: %v", err))
+	}
+	return do(r, x)
+}
+
+// reject fails an invocation whose attempt was let through with something that cannot be applied. To
+// drop the command alone would leave the handler waiting for ever.
+func (m *Machine) reject(r *row, why string) error {
+	m.dropped++
+	m.abort(r.id, r.inv.Incarnation)
+	return m.complete(r, failure(500, why))
+}

@@ -1,0 +1,186 @@
+package fsm
+
+import (
+	"bytes"
+
+	"perdure/control/ident"
+	"perdure/control/schema"
+	"perdure/invokers/invocationpb"
+	"perdure/invokers/protocol"
+	"perdure/nodes/partition/store/keyspace"
+	"perdure/nodes/partition/store/storepb"
+	"perdure/nodes/record/recordpb"
+)
+
+func keyed(t *invocationpb.Target) bool {
+	switch schema.ServiceType(t.GetServiceType()) {
+	case schema.VirtualObject, schema.Workflow:
+		return true
+	}
+	return false
+}
+
+func workflow(t *invocationpb.Target) bool {
+	return schema.ServiceType(t.GetServiceType()) == schema.Workflow
+}
+
+// workflowRun reports whether the target is the handler that a workflow runs once per key.
+func workflowRun(t *invocationpb.Target) bool {
+	return workflow(t) && schema.HandlerType(t.GetHandlerType()) == schema.WorkflowRun
+}
+
+// exclusive reports whether invocations of the target hold the lock of their object.
+func exclusive(t *invocationpb.Target) bool {
+	return schema.ServiceType(t.GetServiceType()) == schema.VirtualObject && schema.HandlerType(t.GetHandlerType()) == schema.Exclusive
+}
+
+// object is what the target's key names.
+func object(id *ident.InvocationID, t *invocationpb.Target) keyspace.Object {
+	return keyspace.Object{Partition: id.PartitionKey(), Service: t.Service, Key: t.Key}
+}
+
+// invoke takes a request for an invocation.
+func (m *Machine) invoke(x *invocationpb.Invocation) error {
+	id, ok := m.idOf(x.Id)
+	if !ok {
+		return nil
+	}
+	if x.Target == nil {
+		m.dropped++
+		return nil
+	}
+	r, err := m.row(id)
+	if err != nil {
+		return err
+	}
+	if r.inv != nil {
+		return m.duplicate(r, x)
+	}
+	r.inv = &storepb.Invocation{
+		Life:                  m.lsn,
+		Target:                x.Target,
+		Source:                x.Source,
+		RequestId:             x.RequestId,
+		IdempotencyKey:        x.IdempotencyKey,
+		CompletionRetentionMs: x.CompletionRetentionMs,
+		JournalRetentionMs:    min(x.JournalRetentionMs, x.CompletionRetentionMs),
+		CreatedAtMs:           m.now,
+		ExecutionTimeMs:       x.ExecutionTimeMs,
+		TraceParent:           x.TraceParent,
+		TraceState:            x.TraceState,
+		LimitKey:              x.LimitKey,
+	}
+	if x.Sink != nil {
+		r.inv.Sinks = []*invocationpb.Sink{x.Sink}
+	}
+	input := inputCommand(x)
+	if _, err := m.appendEntry(r, protocol.TypeInput, input); err != nil {
+		return err
+	}
+	r.inv.Commands = 1
+	m.submitted(x, recordpb.Reply_ACCEPTED, x.ExecutionTimeMs)
+	if x.ExecutionTimeMs > m.now {
+		r.inv.Status = storepb.Invocation_SCHEDULED
+		r.inv.ScheduledAtMs = m.now
+		return m.setTimer(keyspace.TimerKey{FireAtMs: x.ExecutionTimeMs, Kind: keyspace.TimerInvoke, ID: id})
+	}
+	var fresh *Fresh
+	if !keyed(x.Target) {
+		fresh = &Fresh{Invocation: x, Input: input, AtMs: m.now}
+	}
+	return m.admit(r, fresh)
+}
+
+// submitted answers a request that waits for the invocation to be accepted.
+func (m *Machine) submitted(x *invocationpb.Invocation, s recordpb.Reply_Status, executionTimeMs uint64) {
+	m.reply(x.SubmitRequestId, &recordpb.Reply{Status: s, ExecutionTimeMs: executionTimeMs, Target: x.Target})
+}
+
+// reply answers a request; an empty id is nobody.
+func (m *Machine) reply(requestID []byte, r *recordpb.Reply) {
+	if len(requestID) != 16 {
+		return
+	}
+	a := m.out.add(ActReply)
+	copy(a.RequestID[:], requestID)
+	a.Reply = r
+}
+
+func (m *Machine) replyStatus(requestID []byte, s recordpb.Reply_Status) {
+	if len(requestID) == 16 {
+		m.reply(requestID, &recordpb.Reply{Status: s})
+	}
+}
+
+// duplicate takes a request for an invocation that exists: the id is the idempotency key.
+func (m *Machine) duplicate(r *row, x *invocationpb.Invocation) error {
+	m.dropped++
+	same := len(x.RequestId) > 0 && bytes.Equal(x.RequestId, r.inv.RequestId)
+	status := recordpb.Reply_PREVIOUSLY_ACCEPTED
+	if same {
+		status = recordpb.Reply_ACCEPTED
+	}
+	m.submitted(x, status, r.inv.ExecutionTimeMs)
+	switch {
+	case x.Sink == nil:
+		return nil
+	case workflowRun(r.inv.Target) && !same:
+		return m.answer(x.Sink, failure(409, "the workflow method was already invoked"), r.inv.Target, 0)
+	case r.status() == storepb.Invocation_COMPLETED:
+		return m.answerCompleted(r, x.Sink)
+	}
+	m.addSink(r, x.Sink)
+	return nil
+}
+
+// addSink makes a sink wait for the invocation; the same one only once.
+func (m *Machine) addSink(r *row, s *invocationpb.Sink) {
+	for _, old := range r.inv.Sinks {
+		if sameSink(old, s) {
+			return
+		}
+	}
+	r.inv.Sinks = append(r.inv.Sinks, s)
+	m.touch(r)
+}
+
+func sameSink(a, b *invocationpb.Sink) bool {
+	return a.CompletionId == b.CompletionId && a.Life == b.Life && bytes.Equal(a.Caller, b.Caller) && bytes.Equal(a.RequestId, b.RequestId)
+}
+
+// admit starts an invocation, or puts it in the inbox of its object.
+func (m *Machine) admit(r *row, fresh *Fresh) error {
+	if !exclusive(r.inv.Target) {
+		m.start(r, fresh)
+		return nil
+	}
+	o := object(&r.id, r.inv.Target)
+	lock, held, err := m.lock(&o)
+	if err != nil {
+		return err
+	}
+	if !held {
+		m.start(r, fresh)
+		return m.setLock(&o, &storepb.Lock{Holder: r.id[:], AcquiredAtMs: m.now})
+	}
+	r.inv.Status = storepb.Invocation_INBOXED
+	r.inv.InboxedAtMs = m.now
+	m.touch(r)
+	r.inv.InboxSequence, err = m.enqueue(&o, lock, &storepb.Inboxed{InvocationId: r.id[:], CreatedAtMs: m.now})
+	return err
+}
+
+// start makes an invocation run: the first time, after a suspension, after a pause.
+func (m *Machine) start(r *row, fresh *Fresh) {
+	inv := r.inv
+	inv.Status = storepb.Invocation_INVOKED
+	inv.Incarnation = m.lsn
+	inv.Replayed = inv.Entries
+	inv.Awaiting = nil
+	if inv.RunningAtMs == 0 {
+		inv.RunningAtMs = m.now
+	}
+	m.touch(r)
+	a := m.out.add(ActInvoke)
+	a.ID, a.Incarnation, a.Fresh = r.id, inv.Incarnation, fresh
+}

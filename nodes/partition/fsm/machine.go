@@ -1,0 +1,213 @@
+// Package fsm is the state machine of a partition: it applies the commands of the partition's log, one
+// after the other, to the rows of the partition's store.
+//
+// It is deterministic. What apply does depends only on the rows and the record: the time is the record's
+// creation time, ids come with the command, no map is ranged over. Two replicas that applied the log up to
+// the same LSN have byte-identical rows, whatever the batches were. Bad content of a command never
+// fails apply: it is dropped and counted, so that one record cannot stop a partition. Errors are those
+// of the store, and the machine and its transaction must then be thrown away.
+//
+// Effects on the world are returned as actions, which the leader carries out after the batch was
+// committed. DESIGN.md tells the life of an invocation in rows.
+package fsm
+
+import (
+	"fmt"
+
+	"perdure/control/cluster"
+	"perdure/control/ident"
+	"perdure/nodes/partition/store/keyspace"
+	"perdure/nodes/partition/store/storepb"
+	"perdure/nodes/record/recordpb"
+)
+
+// Reader reads rows.
+type Reader interface {
+	// Get reads a row. The value is valid until the next call of Get.
+	Get(key []byte) (value []byte, ok bool, err error)
+	// Scan calls fn for the rows from start (inclusive) to end (exclusive) in key order until fn returns
+	// false. Key and value are valid until fn returns; fn neither reads nor writes rows.
+	Scan(start, end []byte, fn func(key, value []byte) (more bool, err error)) error
+}
+
+// Txn is a batch of writes that its own reads see. Keys and values are copied.
+type Txn interface {
+	Reader
+	Set(key, value []byte) error
+	Delete(key []byte) error
+	DeleteRange(start, end []byte) error
+	SetAppliedLSN(cluster.LSN) error
+}
+
+// Machine applies commands. One goroutine uses it.
+type Machine struct {
+	partition cluster.PartitionID
+	keys      cluster.KeyRange
+
+	// Rows that nearly every command changes are held here and written once per batch, by Finish.
+	counters      storepb.Counters
+	countersDirty bool
+	producers     producers
+	epoch         cluster.Epoch
+	rows          rowCache
+
+	dropped uint64
+
+	// Of the command being applied.
+	txn Txn
+	lsn uint64
+	now uint64 // ms since the epoch
+	out *Actions
+
+	key, val []byte // scratch
+}
+
+// New makes the machine of a partition from what the store has.
+func New(p cluster.PartitionID, keys cluster.KeyRange, r Reader) (*Machine, error) {
+	m := &Machine{partition: p, keys: keys}
+	m.rows.init()
+	if err := m.load(r); err != nil {
+		return nil, fmt.Errorf("load the state of partition %d: %w", p, err)
+	}
+	return m, nil
+}
+
+type message interface{ UnmarshalVT([]byte) error }
+
+// read decodes the row at key; ok is false when there is none.
+func read(r Reader, key []byte, into message) (ok bool, err error) {
+	v, ok, err := r.Get(key)
+	if err != nil || !ok {
+		return false, err
+	}
+	if err := into.UnmarshalVT(v); err != nil {
+		return false, fmt.Errorf("%w %x: %w", keyspace.ErrCorrupt, key, err)
+	}
+	return true, nil
+}
+
+func (m *Machine) load(r Reader) error {
+	if _, err := read(r, keyspace.AppendMeta(nil, keyspace.MetaCounters), &m.counters); err != nil {
+		return err
+	}
+	m.counters.OutboxNext = max(m.counters.OutboxNext, 1)
+	m.counters.OutboxHead = max(m.counters.OutboxHead, 1)
+	m.counters.InboxNext = max(m.counters.InboxNext, 1)
+	var l storepb.Leader
+	if _, err := read(r, keyspace.AppendMeta(nil, keyspace.MetaLeader), &l); err != nil {
+		return err
+	}
+	m.epoch = cluster.Epoch(l.Epoch)
+	return nil
+}
+
+// Epoch is that of the last announced leader; 0 before the first one.
+func (m *Machine) Epoch() cluster.Epoch { return m.epoch }
+
+// Dropped counts the commands and effects that were ignored because they came twice, too late, or made no sense.
+func (m *Machine) Dropped() uint64 { return m.dropped }
+
+// Apply applies the command at lsn, created at createdAtMs (ms since the epoch). Actions are appended to
+// out. The batch is not complete before Finish. cmd is kept and must not change afterwards.
+func (m *Machine) Apply(txn Txn, lsn cluster.LSN, createdAtMs uint64, cmd *recordpb.Command, out *Actions) error {
+	m.txn, m.lsn, m.now, m.out = txn, uint64(lsn), createdAtMs, out
+	defer func() { m.txn, m.out = nil, nil }()
+	ok, err := m.accept(cmd.Dedup)
+	if err != nil {
+		return fmt.Errorf("deduplicate: %w", err)
+	}
+	if !ok {
+		m.dropped++
+		return nil
+	}
+	return m.dispatch(cmd)
+}
+
+// Finish writes what is held back until the end of a batch. It is called once after the last Apply, before
+// the transaction commits. lsn is that of the batch's last record or gap.
+func (m *Machine) Finish(txn Txn, lsn cluster.LSN) error {
+	m.txn = txn
+	defer func() { m.txn = nil }()
+	if err := m.flushRows(); err != nil {
+		return err
+	}
+	if err := m.producers.flush(m); err != nil {
+		return err
+	}
+	if m.countersDirty {
+		m.countersDirty = false
+		if err := m.write(keyspace.AppendMeta(m.key[:0], keyspace.MetaCounters), &m.counters); err != nil {
+			return err
+		}
+	}
+	return txn.SetAppliedLSN(lsn)
+}
+
+type sized interface {
+	SizeVT() int
+	MarshalToSizedBufferVT([]byte) (int, error)
+}
+
+// write encodes a row and sets it.
+func (m *Machine) write(key []byte, row sized) error {
+	n := row.SizeVT()
+	if cap(m.val) < n {
+		m.val = make([]byte, n, 2*n)
+	}
+	m.val = m.val[:n]
+	if _, err := row.MarshalToSizedBufferVT(m.val); err != nil {
+		return fmt.Errorf("encode row %x: %w", key, err)
+	}
+	return m.txn.Set(key, m.val)
+}
+
+func (m *Machine) dispatch(cmd *recordpb.Command) error {
+	switch k := cmd.Kind.(type) {
+	case *recordpb.Command_Invoke:
+		return m.invoke(k.Invoke)
+	case *recordpb.Command_InvokerEffects:
+		return m.effects(k.InvokerEffects)
+	case *recordpb.Command_Timer:
+		return m.timer(k.Timer)
+	case *recordpb.Command_Response:
+		return m.response(k.Response)
+	case *recordpb.Command_Signal:
+		return m.signalCommand(k.Signal, cmd.RequestId)
+	case *recordpb.Command_Attach:
+		return m.attach(k.Attach)
+	case *recordpb.Command_GetOutput:
+		return m.getOutput(k.GetOutput)
+	case *recordpb.Command_Terminate:
+		return m.terminate(k.Terminate, cmd.RequestId)
+	case *recordpb.Command_Purge:
+		return m.purge(k.Purge, cmd.RequestId)
+	case *recordpb.Command_Pause:
+		return m.pause(k.Pause, cmd.RequestId)
+	case *recordpb.Command_Resume:
+		return m.resume(k.Resume, cmd.RequestId)
+	case *recordpb.Command_RestartAsNew:
+		return m.restartAsNew(k.RestartAsNew, cmd.RequestId)
+	case *recordpb.Command_PatchState:
+		return m.patchState(k.PatchState, cmd.RequestId)
+	case *recordpb.Command_AnnounceLeader:
+		return m.announce(k.AnnounceLeader)
+	case *recordpb.Command_TruncateOutbox:
+		return m.truncateOutbox(k.TruncateOutbox.Index)
+	case *recordpb.Command_PartitionDurability:
+		return m.durability(k.PartitionDurability)
+	case *recordpb.Command_VersionBarrier:
+		return m.barrier(k.VersionBarrier)
+	}
+	m.dropped++
+	return nil
+}
+
+// idOf reads the id of a command's subject; a command with a bad one, or one of another partition, is dropped.
+func (m *Machine) idOf(raw []byte) (id ident.InvocationID, ok bool) {
+	id, err := ident.InvocationIDFromBytes(raw)
+	if err != nil || !m.keys.Contains(id.PartitionKey()) {
+		m.dropped++
+		return id, false
+	}
+	return id, true
+}

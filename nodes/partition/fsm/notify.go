@@ -1,0 +1,288 @@
+package fsm
+
+import (
+	"google.golang.org/protobuf/encoding/protowire"
+
+	"perdure/control/ident"
+	"perdure/invokers/invocationpb"
+	"perdure/invokers/protocol"
+	"perdure/invokers/protocol/protocolpb"
+	"perdure/nodes/partition/store/keyspace"
+	"perdure/nodes/partition/store/storepb"
+	"perdure/nodes/record/recordpb"
+)
+
+// awaited reads what is known of a completion or signal; nil when nothing is.
+func (m *Machine) awaited(key []byte) (*storepb.Awaited, error) {
+	a := new(storepb.Awaited)
+	ok, err := read(m.txn, key, a)
+	if err != nil || !ok {
+		return nil, err
+	}
+	return a, nil
+}
+
+// expect notes that a completion will be answered later.
+func (m *Machine) expect(r *row, completion uint32, typ uint16) error {
+	r.inv.Awaited++
+	m.key = keyspace.AppendCompletion(m.key[:0], &r.id, completion)
+	return m.write(m.key, &storepb.Awaited{Type: uint32(typ)})
+}
+
+// completion appends the notification that answers a completion id. A completion id is answered once.
+func (m *Machine) completion(r *row, id uint32, typ uint16, res *invocationpb.Result) error {
+	_, failed := res.GetKind().(*invocationpb.Result_Failure)
+	return m.completed(r, id, typ, failed, protocol.Completion(id, res))
+}
+
+func (m *Machine) completed(r *row, id uint32, typ uint16, failed bool, raw []byte) error {
+	m.key = keyspace.AppendCompletion(m.key[:0], &r.id, id)
+	a, err := m.awaited(m.key)
+	if err != nil {
+		return err
+	}
+	switch {
+	case a == nil:
+		r.inv.Awaited++
+	case a.Done:
+		m.dropped++
+		return nil
+	case a.FireAtMs > 0:
+		r.inv.Timers--
+	}
+	return m.notify(r, leaf{kind: leafCompletion, number: id}, typ, failed, raw)
+}
+
+// signal appends a signal. Signals are not deduplicated: the SDK takes them in the order of the journal.
+func (m *Machine) signal(r *row, l leaf, res *invocationpb.Result) error {
+	raw := protocol.SignalIndex(l.number, res)
+	if l.kind == leafNamed {
+		raw = protocol.SignalName(l.name, res)
+	}
+	m.key = l.appendKey(m.key[:0], &r.id)
+	a, err := m.awaited(m.key)
+	if err != nil {
+		return err
+	}
+	if a == nil {
+		r.inv.Awaited++
+	}
+	_, failed := res.GetKind().(*invocationpb.Result_Failure)
+	return m.notify(r, l, protocol.TypeSignal, failed, raw)
+}
+
+// notify appends a notification to the journal of an invocation in flight. A running attempt gets it
+// forwarded, a suspended invocation runs again if it was what it waited for.
+func (m *Machine) notify(r *row, l leaf, typ uint16, failed bool, raw []byte) error {
+	index, err := m.appendEntry(r, typ, raw)
+	if err != nil {
+		return err
+	}
+	m.key = l.appendKey(m.key[:0], &r.id)
+	if err := m.write(m.key, &storepb.Awaited{Done: true, Entry: index, Failed: failed}); err != nil {
+		return err
+	}
+	switch r.status() {
+	case storepb.Invocation_INVOKED:
+		a := m.out.add(ActNotify)
+		a.ID, a.Incarnation, a.EntryIndex, a.Type, a.Raw = r.id, r.inv.Incarnation, index, typ, raw
+	case storepb.Invocation_SUSPENDED:
+		rest, done, _ := settle(r.inv.Awaiting, func(x leaf) (verdict, error) {
+			if x == l {
+				return verdictOf(failed), nil
+			}
+			return isPending, nil
+		})
+		if done {
+			m.start(r, nil)
+			return nil
+		}
+		r.inv.Awaiting = rest
+	}
+	return nil
+}
+
+// response takes the answer to a completion that was expected.
+func (m *Machine) response(x *recordpb.Response) error {
+	r, err := m.running(x.InvocationId)
+	if r == nil || err != nil {
+		return err
+	}
+	if x.Life != r.inv.Life {
+		m.dropped++
+		return nil
+	}
+	return m.respond(r, x.CompletionId, x.Result)
+}
+
+// respond answers a completion that was expected, with the notification that its command asked for.
+func (m *Machine) respond(r *row, completion uint32, res *invocationpb.Result) error {
+	m.key = keyspace.AppendCompletion(m.key[:0], &r.id, completion)
+	a, err := m.awaited(m.key)
+	if err != nil {
+		return err
+	}
+	if a == nil || a.Done {
+		m.dropped++
+		return nil
+	}
+	return m.completion(r, completion, uint16(a.Type), res)
+}
+
+// running is the row of an invocation in flight; nil when it is not.
+func (m *Machine) running(rawID []byte) (*row, error) {
+	id, ok := m.idOf(rawID)
+	if !ok {
+		return nil, nil
+	}
+	r, err := m.row(id)
+	if err != nil {
+		return nil, err
+	}
+	if !r.inFlight() {
+		m.dropped++
+		return nil, nil
+	}
+	return r, nil
+}
+
+func (m *Machine) signalCommand(x *recordpb.Signal, requestID []byte) error {
+	var l leaf
+	switch k := x.Id.(type) {
+	case *recordpb.Signal_Index:
+		if k.Index == protocol.SignalCancel {
+			return m.terminate(&recordpb.Terminate{InvocationId: x.InvocationId, Mode: recordpb.Terminate_CANCEL}, requestID)
+		}
+		l = leaf{kind: leafSignal, number: k.Index}
+	case *recordpb.Signal_Name:
+		l = leaf{kind: leafNamed, name: k.Name}
+	default:
+		m.dropped++
+		return nil
+	}
+	m.replyStatus(requestID, recordpb.Reply_OK)
+	r, err := m.running(x.InvocationId)
+	if r == nil || err != nil {
+		return err
+	}
+	return m.signal(r, l, x.Result)
+}
+
+// setTimer writes a timer.
+func (m *Machine) setTimer(t keyspace.TimerKey) error {
+	m.out.add(ActTimer).Timer = t
+	m.key = keyspace.AppendTimer(m.key[:0], &t)
+	return m.txn.Set(m.key, nil)
+}
+
+func (m *Machine) deleteTimer(t keyspace.TimerKey) error {
+	m.out.add(ActTimerDeleted).Timer = t
+	m.key = keyspace.AppendTimer(m.key[:0], &t)
+	return m.txn.Delete(m.key)
+}
+
+// timer fires a timer: at most once, because the row goes with it, and never before its time.
+func (m *Machine) timer(x *recordpb.Timer) error {
+	id, ok := m.idOf(x.InvocationId)
+	if !ok {
+		return nil
+	}
+	t := keyspace.TimerKey{FireAtMs: x.FireAtMs, Kind: keyspace.TimerKind(x.Kind), ID: id, CompletionID: x.CompletionId}
+	m.key = keyspace.AppendTimer(m.key[:0], &t)
+	_, ok, err := m.txn.Get(m.key)
+	if err != nil {
+		return err
+	}
+	if !ok {
+		m.dropped++
+		return nil
+	}
+	if m.now < t.FireAtMs {
+		m.dropped++
+		m.out.add(ActTimer).Timer = t // it was proposed too early and has to be proposed again
+		return nil
+	}
+	if err := m.txn.Delete(m.key); err != nil {
+		return err
+	}
+	r, err := m.row(id)
+	if err != nil {
+		return err
+	}
+	switch {
+	case t.Kind == keyspace.TimerSleep && r.inFlight():
+		return m.completion(r, t.CompletionID, protocol.TypeSleepCompletion, void())
+	case t.Kind == keyspace.TimerInvoke && r.status() == storepb.Invocation_SCHEDULED:
+		return m.admit(r, nil)
+	}
+	m.dropped++
+	return nil
+}
+
+// calleeOf reads the invocation id that answered a call from its notification.
+func calleeOf(e *keyspace.Entry) (id ident.InvocationID, ok bool) {
+	if e.Type != protocol.TypeCallInvocationIDCompletion {
+		return id, false
+	}
+	var n protocolpb.Notification
+	if n.UnmarshalVT(e.Raw) != nil {
+		return id, false
+	}
+	id, err := ident.ParseInvocationID(n.GetInvocationId())
+	return id, err == nil
+}
+
+// leafOf is what a stored notification answers.
+func leafOf(raw []byte) leaf {
+	switch n := protocol.IdentifyNotification(raw); n.Kind {
+	case protocol.BySignalIndex:
+		return leaf{kind: leafSignal, number: n.Number}
+	case protocol.BySignalName:
+		return leaf{kind: leafNamed, name: n.Name}
+	default:
+		return leaf{kind: leafCompletion, number: n.Number}
+	}
+}
+
+func failedNotification(raw []byte) bool {
+	var n protocolpb.Notification
+	return n.UnmarshalVT(raw) == nil && !protocol.Succeeded(&n)
+}
+
+// completionsOf are the completion ids that a stored command waits for.
+func completionsOf(e *keyspace.Entry) []uint32 {
+	number := func(num protowire.Number) uint32 {
+		v, _ := fieldOf(e.Raw, num)
+		return v
+	}
+	switch e.Type {
+	case protocol.TypeCall:
+		return []uint32{number(10), number(11)}
+	case protocol.TypeOneWayCall:
+		return []uint32{number(10)}
+	}
+	if protocol.CompletionType(e.Type) != 0 {
+		return []uint32{number(11)}
+	}
+	return nil
+}
+
+// fieldOf reads a number field of a message.
+func fieldOf(raw []byte, num protowire.Number) (v uint32, ok bool) {
+	for len(raw) > 0 {
+		f, typ, n := protowire.ConsumeTag(raw)
+		if n < 0 {
+			return v, ok
+		}
+		raw = raw[n:]
+		if f == num && typ == protowire.VarintType {
+			x, _ := protowire.ConsumeVarint(raw)
+			v, ok = uint32(x), true
+		}
+		if n = protowire.ConsumeFieldValue(f, typ, raw); n < 0 {
+			return v, ok
+		}
+		raw = raw[n:]
+	}
+	return v, ok
+}
