@@ -11,7 +11,8 @@ import (
 type Kind uint8
 
 const (
-	// Connect: no connection could be made (name, refused, TLS, denied address). Nothing was sent.
+	// Connect: no connection could be made (name, refused, TLS, denied address, connect timeout). Nothing
+	// was sent.
 	Connect Kind = iota + 1
 	// NotProcessed: the peer, or this side, guarantees that the service did not see the request (GOAWAY,
 	// REFUSED_STREAM, lost before it was sent). Trying again at once is safe.
@@ -20,7 +21,7 @@ const (
 	Reset
 	// Protocol: the peer broke the rules of its protocol, or exceeded a limit of ours.
 	Protocol
-	// Timeout: the deadline of the exchange's ctx, a connect timeout, or a peer that no longer answers.
+	// Timeout: the deadline of the exchange's ctx passed, or the peer no longer answers pings.
 	Timeout
 	// HTTP1Only: the peer answered an HTTP/2 connection in HTTP/1.x. Register it with use_http_11.
 	HTTP1Only

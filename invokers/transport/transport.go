@@ -19,10 +19,9 @@ type Transport interface {
 	// Open prepares an exchange with ep. It may connect, and it waits while the endpoint has no free
 	// stream; both are bounded by ctx and by the transport's own connect timeout.
 	//
-	// Nothing needs to be on the wire when Open returns: a transport may hold the request line and the
-	// headers back until the first Write, CloseWrite or Response (or wait on Readable), so that they leave
-	// together with the first bytes of the body. req.Header is read until then and must not be changed
-	// before the stream has ended.
+	// Nothing is on the wire when Open returns: the request line and the headers leave together with the
+	// first bytes of the body, at the first Write or CloseWrite. So an exchange without a body needs a
+	// CloseWrite before a response can come. req.Header must not be changed until then.
 	//
 	// ctx is the exchange's for its whole life: when it ends, calls that block on the stream return a
 	// Canceled (or Timeout) error. The transport watches ctx only in blocking calls, so the opener calls

@@ -1,0 +1,308 @@
+package h2
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"sync"
+	"time"
+
+	"perdure/invokers/transport"
+)
+
+// poolKey names what connections are shared for.
+type poolKey struct{ scheme, authority string }
+
+func (k poolKey) String() string { return k.scheme + "://" + k.authority }
+
+// pool holds the connections to one authority. An exchange takes a slot of the first connection that has one, so
+// that few connections carry the load (their writes coalesce better); when all are full, the exchange waits for the
+// first slot that becomes free, while another connection is made.
+type pool struct {
+	client *Client
+	key    poolKey
+
+	mu      sync.Mutex
+	conns   []*conn // that take new streams
+	dialing int
+	perConn int       // slots to expect of a new connection
+	waiters []*waiter // in order of arrival
+	closed  bool      // by Client.Close
+	dead    bool      // no longer in Client.pools
+}
+
+// waiter is an Open that waits; ch gets exactly one result unless the waiter leaves.
+type waiter struct{ ch chan slot }
+
+// slot is the right to one stream, or why there is none.
+type slot struct {
+	conn *conn
+	err  error
+}
+
+var (
+	errClosed = errors.New("transport is closed")
+	// errNoHTTP2 says that ALPN chose HTTP/1.1.
+	errNoHTTP2 = errors.New("peer chose HTTP/1.1")
+	// errGone tells the caller to look the pool up again.
+	errGone = errors.New("pool is gone")
+)
+
+// acquire takes a slot. ctx bounds the wait.
+func (p *pool) acquire(ctx context.Context) (*conn, error) {
+	p.mu.Lock()
+	switch {
+	case p.closed:
+		p.mu.Unlock()
+		return nil, &transport.Error{Kind: transport.Canceled, Endpoint: p.key.String(), Err: errClosed}
+	case p.dead:
+		p.mu.Unlock()
+		return nil, errGone
+	}
+	if len(p.waiters) == 0 {
+		if c := p.freeLocked(); c != nil {
+			p.mu.Unlock()
+			return c, nil
+		}
+	}
+	w := &waiter{ch: make(chan slot, 1)}
+	p.waiters = append(p.waiters, w)
+	p.dialLocked()
+	p.mu.Unlock()
+	return p.wait(ctx, w)
+}
+
+func (p *pool) wait(ctx context.Context, w *waiter) (*conn, error) {
+	p.client.metrics.waiting.Inc()
+	defer p.client.metrics.waiting.Dec()
+	select {
+	case got := <-w.ch:
+		return got.conn, got.err
+	case <-ctx.Done():
+	}
+	p.mu.Lock()
+	if i := slices.Index(p.waiters, w); i >= 0 {
+		p.waiters = slices.Delete(p.waiters, i, i+1)
+		p.mu.Unlock()
+	} else {
+		p.mu.Unlock()
+		if got := <-w.ch; got.conn != nil {
+			p.release(got.conn)
+		}
+	}
+	return nil, transport.ContextError(ctx, p.key.String())
+}
+
+// freeLocked takes a slot of the first connection that has one.
+func (p *pool) freeLocked() *conn {
+	for _, c := range p.conns {
+		if c.inUse < int(c.limit.Load()) {
+			c.inUse++
+			c.opened++
+			p.client.metrics.streamsOpen.Inc()
+			return c
+		}
+	}
+	return nil
+}
+
+// dialLocked starts a connection when those on their way cannot serve all waiters.
+func (p *pool) dialLocked() {
+	if len(p.waiters) <= p.dialing*p.perConn || len(p.conns)+p.dialing >= p.client.cfg.MaxConnsPerEndpoint {
+		return
+	}
+	for _, c := range p.conns {
+		if c.limit.Load() == 0 {
+			return // the peer wants no streams now; one more connection would not change that
+		}
+	}
+	p.dialing++
+	p.client.wg.Go(p.dial)
+}
+
+// dial makes one connection and puts it to use.
+func (p *pool) dial() {
+	ctx, cancel := context.WithTimeout(p.client.ctx, p.client.cfg.ConnectTimeout)
+	defer cancel()
+	c, err := p.connect(ctx)
+
+	p.mu.Lock()
+	p.dialing--
+	if err == nil {
+		p.perConn = max(1, int(c.limit.Load()))
+		if !c.over() {
+			p.conns = append(p.conns, c)
+		}
+	} else {
+		p.refuseLocked(err)
+	}
+	p.serveLocked()
+	p.mu.Unlock()
+	p.client.forget(p)
+}
+
+// connect makes a connection that has exchanged SETTINGS.
+func (p *pool) connect(ctx context.Context) (*conn, error) {
+	address := transport.Endpoint{Scheme: p.key.scheme, Authority: p.key.authority}.Address()
+	nc, proto, err := p.client.dialer.connect(ctx, p.key.scheme, address)
+	switch {
+	case err != nil:
+		return nil, p.connectError(ctx, err)
+	case p.key.scheme == "https" && proto != "h2":
+		return nil, closeWith(nc, errNoHTTP2)
+	}
+	c := newConn(p, nc)
+	if !p.client.adopt(c) {
+		return nil, p.connectError(ctx, closeWith(nc, errClosed))
+	}
+	p.client.wg.Go(c.readLoop)
+	p.client.wg.Go(c.writeLoop)
+	select {
+	case <-c.ready:
+		p.client.metrics.connsOpened.Inc()
+		return c, nil
+	case <-c.done:
+	case <-ctx.Done():
+		c.fail(transport.Timeout, errors.New("peer did not answer the HTTP/2 preface"))
+	}
+	c.mu.Lock()
+	failure := c.mu.err
+	c.mu.Unlock()
+	if failure.Kind == transport.HTTP1Only {
+		return nil, failure
+	}
+	return nil, p.connectError(ctx, failure.Err)
+}
+
+// connectError tells apart why a connect attempt ended.
+func (p *pool) connectError(ctx context.Context, err error) error {
+	kind := transport.Connect
+	switch {
+	case p.client.ctx.Err() != nil:
+		kind, err = transport.Canceled, errClosed
+	case ctx.Err() != nil:
+		err = fmt.Errorf("not connected within %v: %w", p.client.cfg.ConnectTimeout, err)
+	}
+	return &transport.Error{Kind: kind, Endpoint: p.key.String(), Err: err}
+}
+
+// refuseLocked fails the waiters that the failed connection would have served.
+func (p *pool) refuseLocked(err error) {
+	n := min(len(p.waiters), max(1, p.perConn))
+	for _, w := range p.waiters[:n] {
+		w.ch <- slot{err: err}
+	}
+	p.waiters = slices.Delete(p.waiters, 0, n)
+}
+
+// serveLocked gives free slots to waiters, in order, and dials when some remain.
+func (p *pool) serveLocked() {
+	n := 0
+	for ; n < len(p.waiters); n++ {
+		c := p.freeLocked()
+		if c == nil {
+			break
+		}
+		p.waiters[n].ch <- slot{conn: c}
+	}
+	p.waiters = slices.Delete(p.waiters, 0, n)
+	if len(p.waiters) > 0 && !p.closed {
+		p.dialLocked()
+	}
+}
+
+// serve is serveLocked for those who changed a limit.
+func (p *pool) serve() {
+	p.mu.Lock()
+	p.serveLocked()
+	p.mu.Unlock()
+}
+
+// release gives a slot back.
+func (p *pool) release(c *conn) {
+	p.client.metrics.streamsOpen.Dec()
+	p.mu.Lock()
+	c.inUse--
+	if len(p.waiters) > 0 {
+		p.serveLocked()
+	}
+	p.mu.Unlock()
+}
+
+// use reports for how many exchanges a connection was ever taken, and whether it is taken now.
+func (p *pool) use(c *conn) (opened uint64, busy bool) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return c.opened, c.inUse > 0
+}
+
+// retire removes a connection if it is not in use.
+func (p *pool) retire(c *conn) bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if c.inUse > 0 {
+		return false
+	}
+	p.removeLocked(c)
+	return true
+}
+
+// remove takes a connection out that takes no more streams.
+func (p *pool) remove(c *conn) {
+	p.mu.Lock()
+	p.removeLocked(c)
+	p.serveLocked() // the waiters need another one
+	p.mu.Unlock()
+	p.client.forget(p)
+}
+
+func (p *pool) removeLocked(c *conn) {
+	if i := slices.Index(p.conns, c); i >= 0 {
+		p.conns = slices.Delete(p.conns, i, i+1)
+	}
+}
+
+// idleLocked reports that nothing refers to the pool.
+func (p *pool) idleLocked() bool {
+	return len(p.conns) == 0 && p.dialing == 0 && len(p.waiters) == 0
+}
+
+// close fails the waiters, now and later.
+func (p *pool) close() {
+	p.mu.Lock()
+	p.closed = true
+	for _, w := range p.waiters {
+		w.ch <- slot{err: &transport.Error{Kind: transport.Canceled, Endpoint: p.key.String(), Err: errClosed}}
+	}
+	p.waiters = nil
+	p.mu.Unlock()
+}
+
+// http1Memory remembers which https authorities chose HTTP/1.1, for a while: they may learn.
+type http1Memory struct {
+	mu    sync.Mutex
+	until map[poolKey]time.Time
+}
+
+const http1MemoryFor = 5 * time.Minute
+
+func (m *http1Memory) has(k poolKey) bool {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	until, ok := m.until[k]
+	if ok && time.Now().After(until) {
+		delete(m.until, k)
+		return false
+	}
+	return ok
+}
+
+func (m *http1Memory) add(k poolKey) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if m.until == nil {
+		m.until = make(map[poolKey]time.Time)
+	}
+	m.until[k] = time.Now().Add(http1MemoryFor)
+}
