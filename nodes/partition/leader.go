@@ -1,0 +1,406 @@
+package partition
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"sync"
+	"time"
+
+	"perdure/control/cluster"
+	"perdure/control/ident"
+	"perdure/invokers"
+	"perdure/invokers/invocationpb"
+	"perdure/invokers/protocol"
+	"perdure/nodes/bifrost"
+	"perdure/nodes/partition/fsm"
+	"perdure/nodes/record/recordpb"
+)
+
+// leader is what a processor has while it leads: everything here is made when the own announcement was
+// read back, and undone when the leader's loop returns.
+type leader struct {
+	p       *Processor
+	prop    *proposer
+	waiters waiters
+	invoker Invoker
+	timers  *timerQueue
+	shuffle *shuffle
+
+	// Owned by the loop.
+	truncated    uint64    // outbox index up to which truncation was proposed
+	nextTick     time.Time // of the housekeeping
+	nextClean    time.Time
+	cleaning     map[ident.InvocationID]struct{} // purges proposed and not yet applied
+	durableAsked cluster.LSN
+	trims        []trim
+
+	mail mailbox
+}
+
+// trim is a durable point that was agreed on and waits for its grace period.
+type trim struct {
+	upTo cluster.LSN
+	due  time.Time
+}
+
+// mailbox carries answers of deliveries to the loop. It is unbounded in form, but there is at most one
+// entry for each batch in flight.
+type mailbox struct {
+	mu   sync.Mutex
+	acks []ack
+	wake chan struct{} // 1 slot
+}
+
+type ack struct {
+	dest cluster.PartitionID
+	n    int
+	err  error
+}
+
+func (m *mailbox) put(a ack) {
+	m.mu.Lock()
+	m.acks = append(m.acks, a)
+	m.mu.Unlock()
+	select {
+	case m.wake <- struct{}{}:
+	default:
+	}
+}
+
+func (m *mailbox) take(into []ack) []ack {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	into = append(into[:0], m.acks...)
+	m.acks = m.acks[:0]
+	return into
+}
+
+// lead runs the partition as its leader until a higher epoch is announced (nil), the leader can no longer
+// write, or ctx ends.
+func (p *Processor) lead(ctx context.Context, prop *proposer) (err error) {
+	l := &leader{p: p, prop: prop, cleaning: map[ident.InvocationID]struct{}{}}
+	l.mail.wake = make(chan struct{}, 1)
+	l.timers = newTimerQueue(p.cfg.TimersInMemory, p.store.Timers)
+	head, err := p.store.OutboxHead()
+	if err != nil {
+		return fmt.Errorf("read the outbox head: %w", err)
+	}
+	l.shuffle = newShuffle(head, p.cfg.OutboxInMemory, p.cfg.Lookup)
+	l.shuffle.send, l.shuffle.load = l.deliver, l.loadOutbox
+	l.truncated = head - 1
+	l.invoker = p.cfg.OpenInvoker(p.cfg.Partition, l)
+	defer func() {
+		p.leader.Store(nil)
+		p.cfg.Listener.stoppedLeading(p.cfg.Partition, prop.epoch, err)
+		prop.close()
+		l.invoker.Close()
+		l.waiters.close()
+	}()
+	err = p.store.Invoked(func(id ident.InvocationID, incarnation uint64) error {
+		l.invoker.Invoke(id, incarnation, nil)
+		return nil
+	})
+	if err != nil {
+		return fmt.Errorf("start the running invocations: %w", err)
+	}
+	p.leader.Store(l)
+	p.cfg.Listener.leading(p.cfg.Partition, prop.epoch)
+	return l.loop(ctx)
+}
+
+func (l *leader) loop(ctx context.Context) error {
+	timer := time.NewTimer(0)
+	defer timer.Stop()
+	var acks []ack
+	for {
+		n, err := l.p.applyAvailable()
+		if err != nil {
+			return err
+		}
+		if n > 0 {
+			if over := l.perform(l.p.actions.List); over {
+				return nil
+			}
+		}
+		now := l.p.cfg.Now()
+		acks = l.mail.take(acks)
+		for _, a := range acks {
+			l.shuffle.acked(a.dest, a.n, a.err, now)
+		}
+		wake, err := l.housekeep(ctx, now)
+		if err != nil {
+			return err
+		}
+		if n > 0 { // more may be there; cancellation and failure are looked at once it is calm, or every so often
+			select {
+			case <-ctx.Done():
+				return context.Cause(ctx)
+			case err := <-l.p.failed:
+				return err
+			default:
+				continue
+			}
+		}
+		timer.Reset(wake.Sub(now))
+		select {
+		case <-l.p.reader.Wait():
+		case <-l.mail.wake:
+		case <-timer.C:
+		case err := <-l.p.failed:
+			return err
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		}
+	}
+}
+
+// perform carries out the effects of a committed batch. over says that another leader was announced.
+func (l *leader) perform(actions []fsm.Action) (over bool) {
+	now := l.p.cfg.Now()
+	for i := range actions {
+		a := &actions[i]
+		switch a.Kind {
+		case fsm.ActInvoke:
+			l.invoker.Invoke(a.ID, a.Incarnation, freshJournal(a))
+		case fsm.ActNotify:
+			l.invoker.Notify(a.ID, a.Incarnation, a.EntryIndex, a.Type, a.Raw)
+		case fsm.ActApplied:
+			l.invoker.Applied(a.ID, a.Incarnation, a.Sequence)
+		case fsm.ActAbort:
+			l.invoker.Abort(a.ID)
+		case fsm.ActPause:
+			l.invoker.Pause(a.ID)
+		case fsm.ActRetryNow:
+			l.invoker.RetryNow(a.ID)
+		case fsm.ActReply:
+			l.waiters.answer(a.RequestID, a.Reply)
+		case fsm.ActTimer:
+			l.timers.add(a.Timer)
+		case fsm.ActOutbox:
+			l.shuffle.add(outMessage{index: a.Index, cmd: a.Command}, now)
+		case fsm.ActPurged:
+			delete(l.cleaning, a.ID)
+		case fsm.ActDurable:
+			l.trims = append(l.trims, trim{upTo: a.LSN, due: now.Add(l.p.cfg.TrimDelay)})
+		case fsm.ActAnnounced:
+			if a.Epoch > l.prop.epoch {
+				return true
+			}
+		}
+	}
+	return false
+}
+
+// housekeep does what time asks for and says when it wants to be called again.
+func (l *leader) housekeep(ctx context.Context, now time.Time) (wake time.Time, err error) {
+	if wake, err = l.fireTimers(now); err != nil {
+		return wake, err
+	}
+	if l.shuffle.behind || !l.shuffle.wake().IsZero() {
+		if err := l.shuffle.refill(now); err != nil {
+			return wake, fmt.Errorf("read the outbox: %w", err)
+		}
+		if t := l.shuffle.wake(); !t.IsZero() && t.Before(wake) {
+			wake = t
+		}
+	}
+	tick := !now.Before(l.nextTick)
+	if tick {
+		l.nextTick = now.Add(l.p.cfg.TickInterval)
+	}
+	if d := l.shuffle.delivered(); d > l.truncated && (tick || d-l.truncated >= truncateAfter) {
+		if l.offer(&recordpb.Command{Kind: &recordpb.Command_TruncateOutbox{TruncateOutbox: &recordpb.TruncateOutbox{Index: d}}}) {
+			l.truncated = d
+		}
+	}
+	if tick {
+		if err := l.tick(ctx, now); err != nil {
+			return wake, err
+		}
+	}
+	if l.nextTick.Before(wake) {
+		wake = l.nextTick
+	}
+	return wake, nil
+}
+
+// truncateAfter is how many delivered messages are truncated at once while the leader is busy.
+const truncateAfter = 4096
+
+// fireTimers proposes the timers that are due. Time is that of the log: a timer's record is stamped not
+// before its due time, and never fires earlier than any record already written.
+func (l *leader) fireTimers(now time.Time) (wake time.Time, err error) {
+	nowMs := uint64(now.UnixMilli())
+	for {
+		k, ok, err := l.timers.next()
+		switch {
+		case err != nil:
+			return wake, fmt.Errorf("read timers: %w", err)
+		case !ok:
+			return now.Add(time.Hour), nil
+		case k.FireAtMs > nowMs:
+			return time.UnixMilli(int64(k.FireAtMs)), nil
+		}
+		c := &recordpb.Command{
+			PartitionKey: uint64(k.ID.PartitionKey()),
+			Kind: &recordpb.Command_Timer{Timer: &recordpb.Timer{
+				FireAtMs: k.FireAtMs, Kind: uint32(k.Kind), InvocationId: k.ID[:], CompletionId: k.CompletionID,
+			}},
+		}
+		if !l.offer(c) {
+			return now.Add(retryFull), nil
+		}
+		l.timers.pop()
+	}
+}
+
+const retryFull = 5 * time.Millisecond
+
+// offer proposes a command of the loop; false means that there is no room now. A failed proposer shows in
+// the processor's failed channel.
+func (l *leader) offer(c *recordpb.Command) bool {
+	return l.prop.propose(c) == nil
+}
+
+// tick is the slow housekeeping: retention, durability, trimming.
+func (l *leader) tick(ctx context.Context, now time.Time) error {
+	if !now.Before(l.nextClean) {
+		l.nextClean = now.Add(l.p.cfg.CleanupInterval)
+		if err := l.clean(now); err != nil {
+			return err
+		}
+	}
+	if err := l.p.maybeFlush(now); err != nil {
+		return err
+	}
+	durable, err := l.p.store.DurableLSN()
+	if err != nil {
+		return fmt.Errorf("read the durable LSN: %w", err)
+	}
+	if durable >= l.durableAsked+l.p.cfg.DurabilityStep {
+		c := &recordpb.Command{Kind: &recordpb.Command_PartitionDurability{PartitionDurability: &recordpb.PartitionDurability{DurableLsn: uint64(durable)}}}
+		if l.offer(c) {
+			l.durableAsked = durable
+		}
+	}
+	var due cluster.LSN
+	for len(l.trims) > 0 && !now.Before(l.trims[0].due) {
+		due = l.trims[0].upTo
+		l.trims = l.trims[1:]
+	}
+	if due > 0 {
+		l.p.trim(ctx, due)
+	}
+	return nil
+}
+
+// clean proposes the purge of what is no longer retained.
+func (l *leader) clean(now time.Time) error {
+	const perRound = 1000
+	es, err := l.p.store.Expired(uint64(now.UnixMilli()), perRound)
+	if err != nil {
+		return fmt.Errorf("read the expiry index: %w", err)
+	}
+	for _, e := range es {
+		if _, asked := l.cleaning[e.ID]; asked {
+			continue
+		}
+		c := &recordpb.Command{
+			PartitionKey: uint64(e.ID.PartitionKey()),
+			Kind:         &recordpb.Command_Purge{Purge: &recordpb.Purge{InvocationId: e.ID[:], JournalOnly: e.JournalOnly, Expired: true}},
+		}
+		if !l.offer(c) {
+			break
+		}
+		l.cleaning[e.ID] = struct{}{}
+	}
+	if len(es) == perRound {
+		l.nextClean = now.Add(l.p.cfg.TickInterval)
+	}
+	return nil
+}
+
+// deliver sends a batch of the outbox to its destination's leader.
+func (l *leader) deliver(d cluster.PartitionID, b batch) error {
+	cmds := make([]*recordpb.Command, len(b.messages))
+	producer := &recordpb.Dedup_Partition{Partition: uint32(l.p.cfg.Partition)}
+	for i, m := range b.messages {
+		c := &recordpb.Command{PartitionKey: m.cmd.PartitionKey, Kind: m.cmd.Kind}
+		cmds[i] = c
+		// The destination's log gets the outbox index as the sequence, whoever sends and however often.
+		c.Dedup = &recordpb.Dedup{Producer: producer, Sequence: m.index}
+	}
+	n := len(cmds)
+	return l.p.cfg.Peers.Ingest(d, cmds, func(err error) { l.mail.put(ack{dest: d, n: n, err: err}) })
+}
+
+func (l *leader) loadOutbox(from uint64, limit int) ([]outMessage, error) {
+	ms, err := l.p.store.Outbox(from, limit)
+	if err != nil {
+		return nil, err
+	}
+	out := make([]outMessage, len(ms))
+	for i, m := range ms {
+		out[i] = outMessage{index: m.Index, cmd: m.Command}
+	}
+	return out, nil
+}
+
+// proposeWaiting proposes, waiting for room as long as ctx allows.
+func (l *leader) proposeWaiting(ctx context.Context, c *recordpb.Command) error {
+	for {
+		err := l.prop.propose(c)
+		if !errors.Is(err, bifrost.ErrFull) {
+			return err
+		}
+		if l.p.appender.WaitCapacity(ctx) != nil {
+			return ErrOverloaded
+		}
+	}
+}
+
+// Invoker is a led partition's invoker; *invokers.Partition is it in production. All methods but Close
+// return at once.
+type Invoker interface {
+	Invoke(id ident.InvocationID, incarnation uint64, fresh *invokers.Journal)
+	Notify(id ident.InvocationID, incarnation uint64, entryIndex uint32, typ uint16, raw []byte)
+	Applied(id ident.InvocationID, incarnation, sequence uint64)
+	Abort(id ident.InvocationID)
+	Pause(id ident.InvocationID)
+	RetryNow(id ident.InvocationID)
+	Close()
+}
+
+var _ invokers.Host = (*leader)(nil)
+
+// Propose puts effects of an attempt into the log.
+func (l *leader) Propose(ctx context.Context, id ident.InvocationID, incarnation, sequence uint64, effects []*invocationpb.Effect) error {
+	return l.proposeWaiting(ctx, &recordpb.Command{
+		PartitionKey: uint64(id.PartitionKey()),
+		Kind: &recordpb.Command_InvokerEffects{InvokerEffects: &recordpb.InvokerEffects{
+			InvocationId: id[:], Incarnation: incarnation, Sequence: sequence, Effects: effects,
+		}},
+	})
+}
+
+// ReadJournal reads what an attempt starts from.
+func (l *leader) ReadJournal(id ident.InvocationID, eagerStateLimit int) (*invokers.Journal, error) {
+	return l.p.store.ReadJournal(id, eagerStateLimit)
+}
+
+// freshJournal is the journal of an invocation that was just created; nil when the store must be read.
+func freshJournal(a *fsm.Action) *invokers.Journal {
+	if a.Fresh == nil {
+		return nil
+	}
+	inv := a.Fresh.Invocation
+	return &invokers.Journal{
+		ID: a.ID, Incarnation: a.Incarnation, Target: inv.Target,
+		Entries:        []invokers.Entry{{Type: protocol.TypeInput, Raw: a.Fresh.Input}},
+		PartialState:   true, // a plain service has no state
+		IdempotencyKey: inv.IdempotencyKey, LimitKey: inv.LimitKey,
+		CreatedAtMs: a.Fresh.AtMs, ModifiedAtMs: a.Fresh.AtMs,
+		TraceParent: inv.TraceParent, TraceState: inv.TraceState,
+	}
+}

@@ -1,0 +1,185 @@
+package partition
+
+import (
+	"time"
+
+	"perdure/control/cluster"
+	"perdure/nodes/record/recordpb"
+)
+
+// shuffle delivers the outbox of a led partition to the partitions that its messages are for. It is a
+// step structure owned by the leader's loop; the only things outside are send and the acknowledgements
+// that come back through acked.
+//
+// A receiver drops every message whose index is not above the last one it applied of this outbox, so
+// a message overtaken by a later one is lost for ever. The rule that prevents it: towards one destination
+// messages are sent in index order, and after a failed batch nothing is sent until every batch in
+// flight has been answered; then sending starts again at the oldest message that was not acknowledged.
+type shuffle struct {
+	dest func(cluster.PartitionKey) cluster.PartitionID
+	// send appends messages, in order, to the log of the destination's leader. It must not block. Unless it
+	// returns an error, the batch is answered once through acked, in the order of the sends.
+	send func(d cluster.PartitionID, b batch) error
+	// load reads messages from the store, from an index (inclusive) on.
+	load func(from uint64, limit int) ([]outMessage, error)
+
+	limit int // messages kept in memory
+	held  int // messages in memory now
+	next  uint64
+	// behind says that the store has messages from next on that are not in memory.
+	behind bool
+	lanes  map[cluster.PartitionID]*lane
+
+	// Delivered messages: everything below base is, and of those from base on the ones set in done.
+	base uint64
+	done []bool
+}
+
+type outMessage struct {
+	index uint64
+	cmd   *recordpb.Command // with the partition key of its destination
+}
+
+// lane is the way to one destination.
+type lane struct {
+	queue    []outMessage // not acknowledged, in index order
+	sent     int          // of queue: in flight
+	inFlight int          // batches in flight
+	broken   bool
+	retryAt  time.Time
+	backoff  time.Duration
+}
+
+// batch is what is sent at once: messages first to last (inclusive indexes are ascending, not dense).
+type batch struct {
+	messages []outMessage
+}
+
+const (
+	shuffleBatch      = 128
+	shuffleMinBackoff = 10 * time.Millisecond
+	shuffleMaxBackoff = time.Second
+)
+
+// newShuffle starts at the head of the outbox: the oldest index that was not truncated.
+func newShuffle(head uint64, limit int, dest func(cluster.PartitionKey) cluster.PartitionID) *shuffle {
+	return &shuffle{dest: dest, limit: limit, next: head, base: head, behind: true, lanes: map[cluster.PartitionID]*lane{}}
+}
+
+// add takes a message that was just written to the outbox and sends what can be sent.
+func (s *shuffle) add(m outMessage, now time.Time) {
+	if s.behind || m.index != s.next || s.held >= s.limit {
+		s.behind = true
+		return
+	}
+	s.put(m)
+	d := s.dest(clusterKey(m.cmd))
+	s.pump(d, s.lanes[d], now)
+}
+
+func (s *shuffle) put(m outMessage) {
+	s.next = m.index + 1
+	s.held++
+	d := s.dest(clusterKey(m.cmd))
+	l := s.lanes[d]
+	if l == nil {
+		l = &lane{}
+		s.lanes[d] = l
+	}
+	l.queue = append(l.queue, m)
+}
+
+// refill loads messages that did not fit before and retries broken lanes that are due.
+func (s *shuffle) refill(now time.Time) error {
+	for s.behind && s.held < s.limit {
+		n := min(s.limit-s.held, 1024)
+		ms, err := s.load(s.next, n)
+		if err != nil {
+			return err
+		}
+		for _, m := range ms {
+			s.put(m)
+		}
+		s.behind = len(ms) == n
+	}
+	for d, l := range s.lanes {
+		s.pump(d, l, now)
+	}
+	return nil
+}
+
+// pump sends what a lane has.
+func (s *shuffle) pump(d cluster.PartitionID, l *lane, now time.Time) {
+	if l.broken {
+		if l.inFlight > 0 || now.Before(l.retryAt) {
+			return
+		}
+		l.broken, l.sent = false, 0
+	}
+	for l.sent < len(l.queue) {
+		b := batch{messages: l.queue[l.sent:min(len(l.queue), l.sent+shuffleBatch)]}
+		if err := s.send(d, b); err != nil {
+			s.breakLane(l, now)
+			return
+		}
+		l.sent += len(b.messages)
+		l.inFlight++
+	}
+}
+
+func (s *shuffle) breakLane(l *lane, now time.Time) {
+	l.backoff = min(max(2*l.backoff, shuffleMinBackoff), shuffleMaxBackoff)
+	l.broken, l.retryAt = true, now.Add(l.backoff)
+}
+
+// acked takes the answer to the oldest batch in flight to d.
+func (s *shuffle) acked(d cluster.PartitionID, n int, err error, now time.Time) {
+	l := s.lanes[d]
+	l.inFlight--
+	switch {
+	case l.broken: // an answer behind a failed batch: everything in flight is sent again
+	case err != nil:
+		s.breakLane(l, now)
+	default:
+		for _, m := range l.queue[:n] {
+			s.deliver(m.index)
+		}
+		clear(l.queue[:n])
+		l.queue = l.queue[n:]
+		l.sent -= n
+		l.backoff = 0
+		s.held -= n
+	}
+	s.pump(d, l, now)
+}
+
+func (s *shuffle) deliver(index uint64) {
+	i := int(index - s.base)
+	for len(s.done) <= i {
+		s.done = append(s.done, false)
+	}
+	s.done[i] = true
+	n := 0
+	for n < len(s.done) && s.done[n] {
+		n++
+	}
+	s.done = s.done[n:]
+	s.base += uint64(n)
+}
+
+// delivered is the highest index up to which every message was delivered; 0 when none was.
+func (s *shuffle) delivered() uint64 { return s.base - 1 }
+
+// wake is when refill has something to do again without a further event; zero: never.
+func (s *shuffle) wake() (t time.Time) {
+	for _, l := range s.lanes {
+		if l.broken && l.inFlight == 0 && (t.IsZero() || l.retryAt.Before(t)) {
+			t = l.retryAt
+		}
+	}
+	return t
+}
+
+func clusterKey(c *recordpb.Command) cluster.PartitionKey {
+	return cluster.PartitionKey(c.PartitionKey)
+}

@@ -1,0 +1,132 @@
+package partition
+
+import (
+	"errors"
+	"math/rand/v2"
+	"testing"
+	"time"
+
+	"perdure/control/cluster"
+	"perdure/nodes/record/recordpb"
+)
+
+// outboxWorld is an outbox in a store and receivers that drop what is not above the last index that they
+// applied, as a partition's dedup does.
+type outboxWorld struct {
+	t       *testing.T
+	rng     *rand.Rand
+	stored  []outMessage // index 1 on
+	applied map[cluster.PartitionID][]uint64
+	// Batches that were sent and not answered. After a failure all later ones of the lane fail as well,
+	// applied or not: the sender cannot know.
+	flight map[cluster.PartitionID][]inFlight
+	down   map[cluster.PartitionID]bool
+}
+
+type inFlight struct {
+	n   int
+	err error
+}
+
+func (w *outboxWorld) apply(d cluster.PartitionID, b batch) {
+	for _, m := range b.messages {
+		a := w.applied[d]
+		if len(a) == 0 || a[len(a)-1] < m.index {
+			w.applied[d] = append(a, m.index)
+		}
+	}
+}
+
+func (w *outboxWorld) send(d cluster.PartitionID, b batch) error {
+	if w.rng.IntN(10) == 0 {
+		return errors.New("not the leader")
+	}
+	f := inFlight{n: len(b.messages)}
+	switch {
+	case w.down[d]:
+		f.err = errors.New("the appender failed before")
+	case w.rng.IntN(8) == 0:
+		w.down[d] = true // this leader's appender fails here, perhaps after the write
+		if w.rng.IntN(2) == 0 {
+			w.apply(d, b)
+		}
+		f.err = errors.New("connection lost")
+	default:
+		w.apply(d, b)
+	}
+	w.flight[d] = append(w.flight[d], f)
+	return nil
+}
+
+func TestShuffleDeliversExactlyOnce(t *testing.T) {
+	for range 300 {
+		seed := rand.Uint64()
+		t.Logf("seed %d", seed)
+		runShuffle(t, seed)
+		if t.Failed() {
+			return
+		}
+	}
+}
+
+func runShuffle(t *testing.T, seed uint64) {
+	w := &outboxWorld{t: t, rng: rand.New(rand.NewPCG(seed, 0)), applied: map[cluster.PartitionID][]uint64{},
+		flight: map[cluster.PartitionID][]inFlight{}, down: map[cluster.PartitionID]bool{}}
+	dests := uint64(1 + w.rng.IntN(4))
+	lookup := func(k cluster.PartitionKey) cluster.PartitionID { return cluster.PartitionID(uint64(k) % dests) }
+	total := uint64(1 + w.rng.IntN(200))
+	s := newShuffle(1, 1+w.rng.IntN(20), lookup)
+	s.send = w.send
+	s.load = func(from uint64, limit int) ([]outMessage, error) {
+		if from > uint64(len(w.stored)) {
+			return nil, nil
+		}
+		return w.stored[from-1 : min(len(w.stored), int(from)-1+limit)], nil
+	}
+	now := time.Unix(0, 0)
+	for step := 0; s.delivered() < total; step++ {
+		if step > 100_000 {
+			t.Fatalf("seed %d: stuck: delivered %d of %d", seed, s.delivered(), total)
+		}
+		now = now.Add(time.Duration(w.rng.IntN(200)) * time.Millisecond)
+		switch {
+		case uint64(len(w.stored)) < total && w.rng.IntN(2) == 0:
+			m := outMessage{index: uint64(len(w.stored)) + 1, cmd: &recordpb.Command{PartitionKey: w.rng.Uint64N(100)}}
+			w.stored = append(w.stored, m)
+			s.add(m, now)
+		case w.rng.IntN(3) == 0:
+			if err := s.refill(now); err != nil {
+				t.Fatal(err)
+			}
+		default:
+			for d := range cluster.PartitionID(dests) {
+				if f := w.flight[d]; len(f) > 0 {
+					w.flight[d] = f[1:]
+					if len(f) == 1 && f[0].err != nil {
+						w.down[d] = false // all were answered: a new leader's appender
+					}
+					s.acked(d, f[0].n, f[0].err, now)
+				}
+			}
+		}
+		if s.held > s.limit {
+			t.Fatalf("seed %d: %d messages held, limit %d", seed, s.held, s.limit)
+		}
+	}
+	want := map[cluster.PartitionID][]uint64{}
+	for _, m := range w.stored {
+		d := lookup(clusterKey(m.cmd))
+		want[d] = append(want[d], m.index)
+	}
+	for d, idx := range want {
+		got := w.applied[d]
+		if len(got) != len(idx) {
+			t.Fatalf("seed %d: destination %d applied %v, want %v", seed, d, got, idx)
+		}
+		for i := range idx {
+			if got[i] != idx[i] {
+				t.Fatalf("seed %d: destination %d applied %v, want %v", seed, d, got, idx)
+			}
+		}
+	}
+}
