@@ -116,6 +116,11 @@ func (a *attempt) process(frames []byte) (*failure, error) {
 			}
 			return fail, err
 		}
+		if len(a.acks) > 0 { // the acknowledgement comes before what later messages lead to
+			if err := a.propose(); err != nil {
+				return nil, err
+			}
+		}
 	}
 	return nil, a.propose()
 }
