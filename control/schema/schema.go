@@ -163,7 +163,9 @@ func (d *Defaults) options(dp *Deployment, service, handler *Overrides) Options 
 	}
 	o.apply(service)
 	if handler != nil {
+		public := o.Public
 		o.apply(handler)
+		o.Public = o.Public && public // a private service has no public handlers
 	}
 	if dp.ProtocolType == RequestResponse {
 		o.InactivityTimeout = 0
@@ -298,6 +300,7 @@ func (e *NotFoundError) Error() string {
 // DeploymentNotFoundError says that a deployment is not, or no longer, registered.
 type DeploymentNotFoundError struct{ ID ident.DeploymentID }
 
+// Error is the text that users of the admin API know.
 func (e *DeploymentNotFoundError) Error() string {
 	return "The requested deployment '" + e.ID.String() + "' does not exist"
 }

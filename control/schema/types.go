@@ -85,14 +85,6 @@ type HTTPAddress struct {
 	UseHTTP11 bool `json:"use_http_11,omitempty"`
 	// Version is what discovery negotiated.
 	Version HTTPVersion `json:"version"`
-	// GoogleID asks for an identity token of Google Cloud with each request; nil means none.
-	GoogleID *GoogleIDToken `json:"google_id_token,omitempty"`
-}
-
-// GoogleIDToken says how the token for a private Cloud Run service is made.
-type GoogleIDToken struct {
-	ImpersonateServiceAccount string `json:"impersonate_service_account,omitempty"`
-	Audience                  string `json:"audience,omitempty"`
 }
 
 // LambdaAddress is a deployment that is an AWS Lambda function.
