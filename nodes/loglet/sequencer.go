@@ -170,11 +170,13 @@ func (s *Sequencer) Answer(now time.Duration, a *Answer, out *SequencerOutput) {
 		s.pump(now, out)
 		return
 	}
-	if state.Status != logserver.StatusDataLoss {
-		sv.tail = max(sv.tail, state.LocalTail)
-	}
 	switch state.Status {
 	case logserver.StatusOK:
+		if !state.Sealed {
+			// A sealed server's tail proves nothing here: repair may have moved it beyond the tail
+			// at which the loglet was found sealed, and nothing there may be acknowledged.
+			sv.tail = max(sv.tail, state.LocalTail)
+		}
 		if current {
 			sv.failures, sv.retryAt, sv.deadline = 0, 0, now+s.cfg.StoreTimeout
 		}

@@ -216,6 +216,9 @@ func (l *Loglet) accept(tok Token, r *StoreRequest, out *Output) {
 		l.sequencer = r.Sequencer
 		w.Sequencer = r.Sequencer
 	}
+	if r.First > l.staging {
+		w.GlobalTail = l.global // what makes the hole harmless must survive with it
+	}
 	l.staging = max(l.staging, r.Next())
 	l.enqueue(tok, w, out)
 }
