@@ -81,7 +81,7 @@ func (m *Machine) effect(r *row, e *invocationpb.Effect) error {
 // something else will answer is refused.
 func (m *Machine) run(r *row, x *invocationpb.Effect_RunCompletion) error {
 	m.key = keyspace.AppendCompletion(m.key[:0], &r.id, x.CompletionId)
-	a, err := m.awaited(m.key)
+	a, err := m.awaited(r, m.key)
 	if err != nil {
 		return err
 	}
@@ -101,7 +101,7 @@ func (m *Machine) run(r *row, x *invocationpb.Effect_RunCompletion) error {
 func (m *Machine) suspend(r *row, x *invocationpb.Effect_Suspended) error {
 	rest, done, err := settle(x.Awaiting, func(l leaf) (verdict, error) {
 		m.key = l.appendKey(m.key[:0], &r.id)
-		a, err := m.awaited(m.key)
+		a, err := m.awaited(r, m.key)
 		if err != nil || a == nil || !a.Done {
 			return isPending, err
 		}

@@ -155,18 +155,19 @@ func (m *Machine) admit(r *row, fresh *Fresh) error {
 		return nil
 	}
 	o := object(&r.id, r.inv.Target)
-	lock, held, err := m.lock(&o)
+	l, err := m.lock(&o)
 	if err != nil {
 		return err
 	}
-	if !held {
+	if l.row == nil {
+		m.take(l, r.id)
 		m.start(r, fresh)
-		return m.setLock(&o, &storepb.Lock{Holder: r.id[:], AcquiredAtMs: m.now})
+		return nil
 	}
 	r.inv.Status = storepb.Invocation_INBOXED
 	r.inv.InboxedAtMs = m.now
 	m.touch(r)
-	r.inv.InboxSequence, err = m.enqueue(&o, lock, &storepb.Inboxed{InvocationId: r.id[:], CreatedAtMs: m.now})
+	r.inv.InboxSequence, err = m.enqueue(l, &storepb.Inboxed{InvocationId: r.id[:], CreatedAtMs: m.now})
 	return err
 }
 

@@ -9,69 +9,121 @@ import (
 	"perdure/nodes/partition/store/storepb"
 )
 
-// lock reads the lock of an object; held is false when nobody has it.
-func (m *Machine) lock(o *keyspace.Object) (l *storepb.Lock, held bool, err error) {
-	l = new(storepb.Lock)
-	m.key = keyspace.AppendLock(m.key[:0], o)
-	held, err = read(m.txn, m.key, l)
-	return l, held, err
+// lock is the lock of an object as apply sees and changes it; row is nil when nobody has it.
+type lock struct {
+	object keyspace.Object
+	row    *storepb.Lock
+	dirty  bool
 }
 
-func (m *Machine) setLock(o *keyspace.Object, l *storepb.Lock) error {
+// lockCache is for locks what rowCache is for status rows.
+type lockCache struct {
+	locks map[keyspace.Object]*lock
+	dirty []*lock
+}
+
+func (c *lockCache) init() { c.locks = make(map[keyspace.Object]*lock) }
+
+func (m *Machine) lock(o *keyspace.Object) (*lock, error) {
+	if l := m.locks.locks[*o]; l != nil {
+		return l, nil
+	}
+	row := new(storepb.Lock)
 	m.key = keyspace.AppendLock(m.key[:0], o)
-	return m.write(m.key, l)
+	ok, err := m.readCommitted(m.key, row)
+	if err != nil {
+		return nil, err
+	}
+	l := &lock{object: *o}
+	if ok {
+		l.row = row
+	}
+	m.locks.locks[*o] = l
+	return l, nil
+}
+
+func (m *Machine) touchLock(l *lock) {
+	if !l.dirty {
+		l.dirty = true
+		m.locks.dirty = append(m.locks.dirty, l)
+	}
+}
+
+func (m *Machine) flushLocks() error {
+	for i, l := range m.locks.dirty {
+		m.locks.dirty[i] = nil
+		l.dirty = false
+		m.key = keyspace.AppendLock(m.key[:0], &l.object)
+		var err error
+		if l.row == nil {
+			err = m.txn.Delete(m.key)
+		} else {
+			err = m.write(m.key, l.row)
+		}
+		if err != nil {
+			return err
+		}
+	}
+	m.locks.dirty = m.locks.dirty[:0]
+	if len(m.locks.locks) > cachedRows {
+		clear(m.locks.locks)
+	}
+	return nil
+}
+
+// take gives a free lock to an invocation.
+func (m *Machine) take(l *lock, id ident.InvocationID) {
+	l.row = &storepb.Lock{Holder: append([]byte(nil), id[:]...), AcquiredAtMs: m.now}
+	m.touchLock(l)
 }
 
 // enqueue puts something in the inbox of an object whose lock is held.
-func (m *Machine) enqueue(o *keyspace.Object, l *storepb.Lock, b *storepb.Inboxed) (sequence uint64, err error) {
+func (m *Machine) enqueue(l *lock, b *storepb.Inboxed) (sequence uint64, err error) {
 	sequence = m.counters.InboxNext
 	m.counters.InboxNext++
 	m.countersDirty = true
-	m.key = keyspace.AppendInbox(m.key[:0], o, sequence)
-	if err := m.write(m.key, b); err != nil {
-		return 0, err
+	if l.row.Queued == 0 {
+		l.row.Next = sequence
 	}
-	if l.Queued == 0 {
-		l.Next = sequence
-	}
-	l.Queued++
-	return sequence, m.setLock(o, l)
+	l.row.Queued++
+	m.touchLock(l)
+	m.key = keyspace.AppendInbox(m.key[:0], &l.object, sequence)
+	return sequence, m.write(m.key, b)
 }
 
 // leaveInbox takes an invocation out of the inbox that it waits in.
 func (m *Machine) leaveInbox(r *row) error {
 	o := object(&r.id, r.inv.Target)
-	m.key = keyspace.AppendInbox(m.key[:0], &o, r.inv.InboxSequence)
-	if err := m.txn.Delete(m.key); err != nil {
-		return err
-	}
-	l, held, err := m.lock(&o)
+	l, err := m.lock(&o)
 	if err != nil {
 		return err
 	}
-	if !held || l.Queued == 0 {
+	if l.row == nil || l.row.Queued == 0 {
 		return fmt.Errorf("%w: %s is in the inbox of an object that nobody waits for", keyspace.ErrCorrupt, r.id)
 	}
-	l.Queued--
-	return m.setLock(&o, l)
+	l.row.Queued--
+	m.touchLock(l)
+	m.key = keyspace.AppendInbox(m.key[:0], &o, r.inv.InboxSequence)
+	return m.txn.Delete(m.key)
 }
 
 // unlock releases the lock that the invocation may hold and gives it to the next in the inbox.
 func (m *Machine) unlock(id ident.InvocationID, o *keyspace.Object) error {
-	l, held, err := m.lock(o)
+	l, err := m.lock(o)
 	if err != nil {
 		return err
 	}
-	if !held || !bytes.Equal(l.Holder, id[:]) {
+	if l.row == nil || !bytes.Equal(l.row.Holder, id[:]) {
 		return nil
 	}
-	for l.Queued > 0 {
-		seq, b, err := m.firstInboxed(o, l.Next)
+	m.touchLock(l)
+	for l.row.Queued > 0 {
+		seq, b, err := m.firstInboxed(o, l.row.Next)
 		if err != nil {
 			return err
 		}
-		l.Queued--
-		l.Next = seq + 1
+		l.row.Queued--
+		l.row.Next = seq + 1
 		m.key = keyspace.AppendInbox(m.key[:0], o, seq)
 		if err := m.txn.Delete(m.key); err != nil {
 			return err
@@ -82,14 +134,11 @@ func (m *Machine) unlock(id ident.InvocationID, o *keyspace.Object) error {
 			}
 			continue
 		}
-		l.Holder, l.AcquiredAtMs = b.InvocationId, m.now
-		if err := m.setLock(o, l); err != nil {
-			return err
-		}
+		l.row.Holder, l.row.AcquiredAtMs = b.InvocationId, m.now
 		return m.startInboxed(b.InvocationId)
 	}
-	m.key = keyspace.AppendLock(m.key[:0], o)
-	return m.txn.Delete(m.key)
+	l.row = nil
+	return nil
 }
 
 func (m *Machine) startInboxed(raw []byte) error {

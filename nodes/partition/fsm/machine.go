@@ -33,6 +33,8 @@ type Reader interface {
 // Txn is a batch of writes that its own reads see. Keys and values are copied.
 type Txn interface {
 	Reader
+	// GetCommitted is Get as of before the batch, and cheaper.
+	GetCommitted(key []byte) (value []byte, ok bool, err error)
 	Set(key, value []byte) error
 	Delete(key []byte) error
 	DeleteRange(start, end []byte) error
@@ -50,6 +52,7 @@ type Machine struct {
 	producers     producers
 	epoch         cluster.Epoch
 	rows          rowCache
+	locks         lockCache
 
 	dropped uint64
 
@@ -66,6 +69,7 @@ type Machine struct {
 func New(p cluster.PartitionID, keys cluster.KeyRange, r Reader) (*Machine, error) {
 	m := &Machine{partition: p, keys: keys}
 	m.rows.init()
+	m.locks.init()
 	if err := m.load(r); err != nil {
 		return nil, fmt.Errorf("load the state of partition %d: %w", p, err)
 	}
@@ -80,10 +84,23 @@ func read(r Reader, key []byte, into message) (ok bool, err error) {
 	if err != nil || !ok {
 		return false, err
 	}
-	if err := into.UnmarshalVT(v); err != nil {
-		return false, fmt.Errorf("%w %x: %w", keyspace.ErrCorrupt, key, err)
+	return true, decodeRow(key, v, into)
+}
+
+// readCommitted is read for the tables whose changes are held back until Finish.
+func (m *Machine) readCommitted(key []byte, into message) (ok bool, err error) {
+	v, ok, err := m.txn.GetCommitted(key)
+	if err != nil || !ok {
+		return false, err
 	}
-	return true, nil
+	return true, decodeRow(key, v, into)
+}
+
+func decodeRow(key, v []byte, into message) error {
+	if err := into.UnmarshalVT(v); err != nil {
+		return fmt.Errorf("%w %x: %w", keyspace.ErrCorrupt, key, err)
+	}
+	return nil
 }
 
 func (m *Machine) load(r Reader) error {
@@ -129,6 +146,9 @@ func (m *Machine) Finish(txn Txn, lsn cluster.LSN) error {
 	m.txn = txn
 	defer func() { m.txn = nil }()
 	if err := m.flushRows(); err != nil {
+		return err
+	}
+	if err := m.flushLocks(); err != nil {
 		return err
 	}
 	if err := m.producers.flush(m); err != nil {

@@ -26,6 +26,8 @@ func (t *memTxn) Get(key []byte) ([]byte, bool, error) {
 	return t.got, ok, nil
 }
 
+func (t *memTxn) GetCommitted(key []byte) ([]byte, bool, error) { return t.Get(key) }
+
 func (t *memTxn) Scan(start, end []byte, fn func(key, value []byte) (bool, error)) error {
 	var keys []string
 	for k := range t.rows {

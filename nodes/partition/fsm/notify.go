@@ -12,8 +12,11 @@ import (
 	"perdure/nodes/record/recordpb"
 )
 
-// awaited reads what is known of a completion or signal; nil when nothing is.
-func (m *Machine) awaited(key []byte) (*storepb.Awaited, error) {
+// awaited reads what is known of a completion or signal of r; nil when nothing is.
+func (m *Machine) awaited(r *row, key []byte) (*storepb.Awaited, error) {
+	if r.inv.Awaited == 0 {
+		return nil, nil
+	}
 	a := new(storepb.Awaited)
 	ok, err := read(m.txn, key, a)
 	if err != nil || !ok {
@@ -37,7 +40,7 @@ func (m *Machine) completion(r *row, id uint32, typ uint16, res *invocationpb.Re
 
 func (m *Machine) completed(r *row, id uint32, typ uint16, failed bool, raw []byte) error {
 	m.key = keyspace.AppendCompletion(m.key[:0], &r.id, id)
-	a, err := m.awaited(m.key)
+	a, err := m.awaited(r, m.key)
 	if err != nil {
 		return err
 	}
@@ -60,7 +63,7 @@ func (m *Machine) signal(r *row, l leaf, res *invocationpb.Result) error {
 		raw = protocol.SignalName(l.name, res)
 	}
 	m.key = l.appendKey(m.key[:0], &r.id)
-	a, err := m.awaited(m.key)
+	a, err := m.awaited(r, m.key)
 	if err != nil {
 		return err
 	}
@@ -118,7 +121,7 @@ func (m *Machine) response(x *recordpb.Response) error {
 // respond answers a completion that was expected, with the notification that its command asked for.
 func (m *Machine) respond(r *row, completion uint32, res *invocationpb.Result) error {
 	m.key = keyspace.AppendCompletion(m.key[:0], &r.id, completion)
-	a, err := m.awaited(m.key)
+	a, err := m.awaited(r, m.key)
 	if err != nil {
 		return err
 	}

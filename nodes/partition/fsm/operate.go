@@ -321,7 +321,7 @@ func (m *Machine) copyEntry(r *row, e *keyspace.Entry) error {
 	}
 	l := leafOf(e.Raw)
 	m.key = l.appendKey(m.key[:0], &r.id)
-	a, err := m.awaited(m.key)
+	a, err := m.awaited(r, m.key)
 	if err != nil {
 		return err
 	}

@@ -62,7 +62,7 @@ func (ps *producers) of(m *Machine, key []byte) (*producer, error) {
 	}
 	p := &producer{key: string(key)}
 	var err error
-	if p.known, err = read(m.txn, key, &p.last); err != nil {
+	if p.known, err = m.readCommitted(key, &p.last); err != nil {
 		return nil, err
 	}
 	if ps.known == nil {

@@ -48,7 +48,7 @@ func (m *Machine) row(id ident.InvocationID) (*row, error) {
 	}
 	m.key = keyspace.AppendInvocation(m.key[:0], &id)
 	inv := new(storepb.Invocation)
-	ok, err := read(m.txn, m.key, inv)
+	ok, err := m.readCommitted(m.key, inv)
 	if err != nil {
 		return nil, err
 	}

@@ -16,7 +16,10 @@ import (
 type Txn struct {
 	s     *Store
 	batch *pebble.Batch
-	value []byte // what Get returned last
+	// before reads the store as of the beginning of the batch. Unlike Pebble's Get it uses the Bloom filters
+	// of the lowest level, where nearly all rows are: most look-ups are for rows that do not exist.
+	before *pebble.Iterator
+	value  []byte // what Get returned last
 }
 
 // NewTxn makes the writer's transaction.
@@ -43,6 +46,26 @@ func (t *Txn) Get(key []byte) (value []byte, ok bool, err error) {
 		return nil, false, fmt.Errorf("read a row: %w", err)
 	}
 	return t.value, true, nil
+}
+
+// GetCommitted reads a row as of the beginning of the batch. The value is valid until the next call of
+// GetCommitted.
+func (t *Txn) GetCommitted(key []byte) (value []byte, ok bool, err error) {
+	if t.before == nil {
+		if t.before, err = t.s.db.NewIter(&pebble.IterOptions{UseL6Filters: true}); err != nil {
+			return nil, false, fmt.Errorf("read a row: %w", err)
+		}
+	}
+	if !t.before.SeekPrefixGE(key) {
+		if err := t.before.Error(); err != nil {
+			return nil, false, fmt.Errorf("read a row: %w", err)
+		}
+		return nil, false, nil
+	}
+	if value, err = t.before.ValueAndErr(); err != nil {
+		return nil, false, fmt.Errorf("read a row: %w", err)
+	}
+	return value, true, nil
 }
 
 // Scan calls fn for the rows from start (inclusive) to end (exclusive) in key order until fn returns
@@ -75,24 +98,32 @@ func (t *Txn) SetAppliedLSN(lsn cluster.LSN) error {
 // Commit makes the batch visible, all of it at once. It becomes durable with a later flush. After an error
 // the store must be closed.
 func (t *Txn) Commit() error {
-	if t.batch == nil {
-		return nil
+	err := t.closeBefore()
+	if t.batch != nil {
+		err = errors.Join(err, t.batch.Commit(pebble.NoSync), t.batch.Close())
+		t.batch = nil
 	}
-	err := t.batch.Commit(pebble.NoSync)
-	if cerr := t.batch.Close(); err == nil {
-		err = cerr
-	}
-	t.batch = nil
 	if err != nil {
 		return fmt.Errorf("commit to the store of partition %d: %w", t.s.partition, err)
 	}
 	return nil
 }
 
-// Discard drops the batch.
+// Discard drops the batch. A transaction that is in use when the store is to be closed must be committed or
+// discarded first.
 func (t *Txn) Discard() {
+	t.closeBefore() // an error of a read that nobody needs any more
 	if t.batch != nil {
 		t.batch.Close() // an uncommitted batch has nothing to fail with
 		t.batch = nil
 	}
+}
+
+func (t *Txn) closeBefore() error {
+	it := t.before
+	if it == nil {
+		return nil
+	}
+	t.before = nil
+	return it.Close()
 }
