@@ -6,13 +6,24 @@ import (
 	"strings"
 )
 
+// ErrNotURI is returned by NormalizeURI for text that no URI can be.
+var ErrNotURI = errors.New("The provided uri is not a URI: it has characters that a URI cannot have, or a malformed host")
+
 // NormalizeURI checks and normalises the URI of a deployment: lower-case scheme and host, no default port, path at least "/",
 // query kept, fragment dropped. Only http and https without user info are accepted; which addresses may be reached is decided when
 // a connection is made. The error text says what is wrong with the URI.
 func NormalizeURI(s string) (string, error) {
+	for i := 0; i < len(s); i++ {
+		if s[i] <= ' ' || s[i] >= 0x7f {
+			return "", ErrNotURI
+		}
+	}
 	u, err := url.Parse(s)
-	if err != nil {
-		return "", errors.New("The provided uri " + s + " is not a URI")
+	switch {
+	case err != nil && strings.Contains(s, "://"):
+		return "", ErrNotURI
+	case err != nil: // host:port, which reads like a scheme
+		u = new(url.URL)
 	}
 	switch {
 	case u.Scheme == "" || u.Host == "" && u.Opaque == "":

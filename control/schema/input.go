@@ -18,7 +18,11 @@ func (h *Handler) CheckInput(contentType string, present, emptyBody bool) error 
 		return &InputError{"Bad configuration of the input validation rules"}
 	case r.ContentType == "":
 		if present || !emptyBody {
-			return &InputError{"Expected body and content-type to be empty, but wasn't with content-type '" + contentType + "'"}
+			what := "None"
+			if present {
+				what = `Some("` + contentType + `")`
+			}
+			return &InputError{"Expected body and content-type to be empty, but wasn't with content-type '" + what + "'"}
 		}
 		return nil
 	case !present:

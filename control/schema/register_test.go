@@ -326,8 +326,8 @@ func TestInputRules(t *testing.T) {
 		want           string
 	}{
 		{"any", "", false, true, ""}, {"any", "x", true, false, ""},
-		{"none", "", false, true, ""}, {"none", j, true, true, "Expected body and content-type to be empty, but wasn't with content-type 'application/json'"},
-		{"none", "", false, false, "Expected body and content-type to be empty, but wasn't with content-type ''"},
+		{"none", "", false, true, ""}, {"none", j, true, true, `Expected body and content-type to be empty, but wasn't with content-type 'Some("application/json")'`},
+		{"none", "", false, false, "Expected body and content-type to be empty, but wasn't with content-type 'None'"},
 		{"bad", j, true, false, "Bad configuration of the input validation rules"}, {"bad", "", false, true, "Bad configuration of the input validation rules"},
 		{"opt", "", false, true, ""}, {"opt", "Application/X; q=1", true, false, ""}, {"opt", "text/plain", true, false, "Content-type 'text/plain' does not match 'application/*'"},
 		{"opt", "", false, false, "Empty content-type"}, {"opt", "", true, false, "Content-type '' does not match 'application/*'"},
@@ -373,9 +373,10 @@ func TestNormalizeURI(t *testing.T) {
 		}
 	}
 	for _, c := range []struct{ in, want string }{
-		{"foo", "not absolute"}, {"/x", "not absolute"}, {"ftp://x/y", "scheme ftp"}, {"http:x", "scheme"}, {"http://u:p@h/", "user name"}, {"http://:80/", "no host"}, {"http://h\x7f/", "not a URI"}, {"", "not absolute"},
+		{"foo", "not absolute"}, {"127.0.0.1:1", "not absolute"}, {"not a uri", "not a URI"}, {"http://h/\xff", "not a URI"}, {"/x", "not absolute"}, {"ftp://x/y", "scheme ftp"}, {"http:x", "scheme"}, {"http://u:p@h/", "user name"}, {"http://:80/", "no host"}, {"http://h\x7f/", "not a URI"}, {"", "not absolute"},
 	} {
-		if got, err := NormalizeURI(c.in); err == nil || !strings.Contains(err.Error(), c.want) {
+		got, err := NormalizeURI(c.in)
+		if err == nil || !strings.Contains(err.Error(), c.want) || errors.Is(err, ErrNotURI) != (c.want == "not a URI") {
 			t.Errorf("%q: %q, %v", c.in, got, err)
 		}
 	}

@@ -75,9 +75,8 @@ func badAwakeableID(id string, err error) error {
 	return &refusal{http.StatusBadRequest, "bad awakeable id '" + id + "': " + err.Error()}
 }
 
-// badLookup has the status that the interface documents, although the fault is the caller's.
 func badLookup(err error) error {
-	return &refusal{http.StatusInternalServerError, "cannot read body: invalid lookup body: " + err.Error()}
+	return &refusal{http.StatusBadRequest, "cannot read body: invalid lookup body: " + err.Error()}
 }
 
 func badBody(err error) error {

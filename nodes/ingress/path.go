@@ -51,7 +51,7 @@ const minSlashes, maxSlashes = 2, 7
 func parsePath(method, path string, s *schema.Schema) (route, error) {
 	trimmed := strings.Trim(path, "/")
 	if n := strings.Count(trimmed, "/") + 1; n < minSlashes || n > maxSlashes {
-		return route{}, badPath(path)
+		return route{}, badPath("/" + trimmed)
 	}
 	first, rest, _ := strings.Cut(trimmed, "/")
 	switch first {
@@ -144,8 +144,8 @@ func parseOwn(method, path string, s *schema.Schema) (route, error) {
 
 // parseCall reads service[/key]/handler of the explicit call and send paths.
 func parseCall(method string, kind routeKind, path string, s *schema.Schema) (route, error) {
-	service, rest, ok := strings.Cut(path, "/")
-	if !ok {
+	service, rest, _ := strings.Cut(path, "/")
+	if service == "" {
 		return route{}, errAPIPath
 	}
 	r, err := parseTarget(service, rest, s)
