@@ -16,6 +16,8 @@ BUF_VERSION := 1.57.2
 
 SEEDS     ?= 2000
 FUZZTIME  ?= 20s
+CHAOS     ?= 2m
+BENCHFLAGS ?=
 TESTFLAGS ?=
 RUNFLAGS  ?=
 
@@ -56,7 +58,7 @@ vuln: ## known vulnerabilities in what is called; skipped, and said so, without 
 
 bench: ## benchmarks of the packages, then of the whole server
 	$(GO) test -run '^$$' -bench . -benchmem $(TESTFLAGS) ./control/... ./invokers/... ./nodes/...
-	@if [ -d integration/bench ]; then $(GO) run ./integration/bench; fi
+	$(GO) run ./integration/bench/cmd/bench $(BENCHFLAGS)
 
 generate: ## regenerate the protobuf code
 	GO='$(GO)' BUF_VERSION=$(BUF_VERSION) .ci/generate
@@ -65,10 +67,10 @@ generate-check: ## fail if the committed generated code is stale
 	GO='$(GO)' BUF_VERSION=$(BUF_VERSION) .ci/generate --check
 
 sim: ## many seeds through the simulations: make sim SEEDS=10000
-	PERDURE_SEEDS=$(SEEDS) $(GO) test -count=1 -timeout 60m -run 'Sim|Oracle|Random|Model' $(TESTFLAGS) ./control/... ./invokers/... ./nodes/...
+	PERDURE_SEEDS=$(SEEDS) $(GO) test -count=1 -timeout 60m -run Simulation $(TESTFLAGS) ./control/... ./invokers/... ./nodes/...
 
-chaos: ## kill -9 under load for two minutes
-	PERDURE_CHAOS=2m $(GO) test -count=1 -timeout 15m -v $(TESTFLAGS) ./integration/chaos/...
+chaos: ## kill -9 under load: make chaos CHAOS=10m
+	$(GO) test -count=1 -timeout 15m -v $(TESTFLAGS) ./integration/chaos -chaos.for=$(CHAOS)
 
 fuzz: ## each fuzz target for a while: make fuzz FUZZTIME=5m
 	GO='$(GO)' FUZZTIME=$(FUZZTIME) .ci/fuzz
