@@ -101,7 +101,7 @@ func (a *attempt) dropped() {
 			slot, a.inv.holdsSlot = a.inv.holdsSlot, false
 			a.inv.attempt = nil
 		} else {
-			slot = a.p.waitLocked(a.inv, a.pool.cfg.YieldDelay)
+			slot = a.p.yieldLocked(a.inv)
 		}
 	}
 	a.p.mu.Unlock()

@@ -358,6 +358,13 @@ func (p *Partition) waitLocked(inv *invocation, delay time.Duration) (slot bool)
 	return slot
 }
 
+// yieldLocked makes an invocation wait for its next attempt without its slot: others may be able to go on.
+func (p *Partition) yieldLocked(inv *invocation) (slot bool) {
+	slot = p.waitLocked(inv, p.pool.cfg.YieldDelay) || inv.holdsSlot
+	inv.holdsSlot = false
+	return slot
+}
+
 // lastProposalLocked takes the sequence number of last effects; proposeLast must follow.
 func (p *Partition) lastProposalLocked(inv *invocation) (seq uint64) {
 	inv.proposing++
@@ -389,7 +396,7 @@ func (p *Partition) proposeLast(ctx context.Context, inv *invocation, seq uint64
 // proposalLostLocked makes up for a proposal that did not enter the log.
 func (p *Partition) proposalLostLocked(inv *invocation) (slot bool) {
 	inv.track.undo()
-	return p.waitLocked(inv, p.pool.cfg.YieldDelay)
+	return p.yieldLocked(inv)
 }
 
 // failLocked decides what becomes of an invocation whose attempt failed and puts it into the phase that
@@ -398,7 +405,7 @@ func (p *Partition) failLocked(inv *invocation, f *failure, policy *schema.Retry
 	m := p.pool.metrics
 	if f.yielded {
 		m.yielded.Inc()
-		return nil, p.waitLocked(inv, p.pool.cfg.YieldDelay)
+		return nil, p.yieldLocked(inv)
 	}
 	inv.lastFailure = f
 	if !f.unseen {

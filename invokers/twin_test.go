@@ -8,6 +8,7 @@ import (
 	"slices"
 	"sync"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"perdure/control/ident"
@@ -26,7 +27,6 @@ type memTransport struct {
 	opened  []*memStream
 	openErr []error // returned by Open, in order, before scripts are used
 	wg      sync.WaitGroup
-	wrap    func(*memStream) transport.Stream
 }
 
 func (m *memTransport) Open(ctx context.Context, ep transport.Endpoint, req transport.Request) (transport.Stream, error) {
@@ -48,10 +48,31 @@ func (m *memTransport) Open(ctx context.Context, ep transport.Endpoint, req tran
 	m.scripts = m.scripts[1:]
 	m.opened = append(m.opened, s)
 	m.wg.Go(func() { script(&service{t: m.t, s: s}) })
-	if m.wrap != nil {
-		return m.wrap(s), nil
-	}
 	return s, nil
+}
+
+// waitOpened waits until n exchanges were opened.
+func (m *memTransport) waitOpened(t testing.TB, n int) {
+	t.Helper()
+	synctest.Wait()
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if len(m.opened) != n {
+		t.Errorf("%d exchanges were opened, want %d", len(m.opened), n)
+	}
+}
+
+// openFunc is a transport that is a function.
+type openFunc func(openArgs) (transport.Stream, error)
+
+type openArgs struct {
+	ctx context.Context
+	ep  transport.Endpoint
+	req transport.Request
+}
+
+func (f openFunc) Open(ctx context.Context, ep transport.Endpoint, req transport.Request) (transport.Stream, error) {
+	return f(openArgs{ctx, ep, req})
 }
 
 // memStream is an exchange in memory with unbounded buffers.
@@ -366,6 +387,7 @@ type memLog struct {
 	held     bool     // the loop stands still
 	closed   bool
 	refuse   error // returned by Propose
+	blocked  bool  // Propose waits
 	reads    int
 	readErr  error
 	proposed []proposal
@@ -436,6 +458,21 @@ func (l *memLog) hold(on bool) {
 	l.mu.Unlock()
 }
 
+// block lets Propose wait, or go on.
+func (l *memLog) block(on bool) {
+	l.mu.Lock()
+	l.blocked = on
+	l.cond.Broadcast()
+	l.mu.Unlock()
+}
+
+// refuseWith makes Propose fail; nil lets it work again.
+func (l *memLog) refuseWith(err error) {
+	l.mu.Lock()
+	l.refuse = err
+	l.mu.Unlock()
+}
+
 func (l *memLog) ReadJournal(id ident.InvocationID, limit int) (*Journal, error) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -458,6 +495,9 @@ func (l *memLog) ReadJournal(id ident.InvocationID, limit int) (*Journal, error)
 func (l *memLog) Propose(ctx context.Context, id ident.InvocationID, incarnation, sequence uint64, effects []*invocationpb.Effect) error {
 	l.mu.Lock()
 	defer l.mu.Unlock()
+	for l.blocked && ctx.Err() == nil {
+		l.cond.Wait()
+	}
 	if l.refuse != nil {
 		return l.refuse
 	}
