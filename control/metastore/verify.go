@@ -1,0 +1,198 @@
+package metastore
+
+import (
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"hash/fnv"
+	"io"
+	"os"
+	"path/filepath"
+	"runtime/debug"
+	"strings"
+
+	"github.com/hashicorp/raft"
+)
+
+// found is what a store holds before raft runs on it.
+type found struct {
+	// fresh means that the store was never bootstrapped and never joined a group.
+	fresh bool
+	// halfBootstrapped means that a bootstrap was interrupted after it had set the first term.
+	halfBootstrapped bool
+}
+
+// verifyStores reads everything that raft will rely on, because raft answers an unreadable entry with a panic. It
+// returns an ErrDamaged when something is missing or is not what was written.
+func verifyStores(logs raft.LogStore, stable raft.StableStore, snaps raft.SnapshotStore, snapshotDir string) (f found, err error) {
+	defer recoverDamage(&err)
+	snapshot, err := verifySnapshots(snaps, snapshotDir)
+	if err != nil {
+		return found{}, err
+	}
+	last, lastTerm, err := verifyLog(logs, snapshot)
+	if err != nil {
+		return found{}, err
+	}
+	term, voted, err := readTerm(stable)
+	if err != nil {
+		return found{}, err
+	}
+	if lastTerm > term || voted > term {
+		return found{}, fmt.Errorf("%w: the current term is %d, but there is an entry of term %d and a vote of term %d", ErrDamaged, term, lastTerm, voted)
+	}
+	empty := last == 0 && snapshot == 0
+	f = found{fresh: empty && term == 0, halfBootstrapped: empty && term == 1 && voted == 0}
+	return f, nil
+}
+
+// recoverDamage turns a panic of bbolt, which follows the pointers that it finds, into an error.
+func recoverDamage(err *error) {
+	if p := recover(); p != nil {
+		*err = fmt.Errorf("%w: its file can not be read: %v", ErrDamaged, p)
+	}
+}
+
+// trapFaults makes an access beyond the end of a truncated file a panic of this goroutine.
+func trapFaults() (restore func()) {
+	old := debug.SetPanicOnFault(true)
+	return func() { debug.SetPanicOnFault(old) }
+}
+
+// verifySnapshots checks the newest snapshot and returns its index, 0 if there is none.
+func verifySnapshots(snaps raft.SnapshotStore, dir string) (uint64, error) {
+	names, err := snapshotNames(dir)
+	if err != nil {
+		return 0, err
+	}
+	metas, err := snaps.List()
+	if err != nil {
+		return 0, fmt.Errorf("list metadata snapshots: %w", err)
+	}
+	if len(metas) == 0 {
+		if len(names) > 0 {
+			return 0, fmt.Errorf("%w: no snapshot in %s has a readable description", ErrDamaged, dir)
+		}
+		return 0, nil
+	}
+	for _, name := range names { // raft ignores those that it can not read
+		var term, index uint64
+		if _, err := fmt.Sscanf(name, "%d-%d-", &term, &index); err != nil || term > metas[0].Term || term == metas[0].Term && index > metas[0].Index {
+			return 0, fmt.Errorf("%w: snapshot %s has no readable description", ErrDamaged, filepath.Join(dir, name))
+		}
+	}
+	_, content, err := snaps.Open(metas[0].ID)
+	if err != nil {
+		return 0, fmt.Errorf("%w: open snapshot %s: %w", ErrDamaged, metas[0].ID, err)
+	}
+	defer content.Close()
+	data, err := io.ReadAll(content)
+	if err != nil {
+		return 0, fmt.Errorf("read snapshot %s: %w", metas[0].ID, err)
+	}
+	if _, err := decodeSnapshot(data); err != nil {
+		return 0, fmt.Errorf("%w: snapshot %s: %w", ErrDamaged, metas[0].ID, err)
+	}
+	return metas[0].Index, nil
+}
+
+func snapshotNames(dir string) ([]string, error) {
+	entries, err := os.ReadDir(dir)
+	if err != nil {
+		return nil, fmt.Errorf("list metadata snapshots: %w", err)
+	}
+	var names []string
+	for _, e := range entries {
+		if e.IsDir() && !strings.HasSuffix(e.Name(), ".tmp") {
+			names = append(names, e.Name())
+		}
+	}
+	return names, nil
+}
+
+// verifyLog reads every entry and checks that none is missing after the snapshot.
+func verifyLog(logs raft.LogStore, snapshot uint64) (last, lastTerm uint64, err error) {
+	first, err := logs.FirstIndex()
+	if err != nil {
+		return 0, 0, fmt.Errorf("read metadata log: %w", err)
+	}
+	if last, err = logs.LastIndex(); err != nil {
+		return 0, 0, fmt.Errorf("read metadata log: %w", err)
+	}
+	if last > 0 && first > snapshot+1 {
+		return 0, 0, fmt.Errorf("%w: the log begins at %d but the newest snapshot ends at %d", ErrDamaged, first, snapshot)
+	}
+	for index := first; index <= last && last > 0; index++ {
+		var entry raft.Log
+		if err := logs.GetLog(index, &entry); err != nil {
+			if errors.Is(err, raft.ErrLogNotFound) {
+				err = fmt.Errorf("%w: entry %d is missing, the log goes from %d to %d", ErrDamaged, index, first, last)
+			}
+			return 0, 0, err
+		}
+		if entry.Term < lastTerm {
+			return 0, 0, fmt.Errorf("%w: entry %d has term %d after an entry of term %d", ErrDamaged, index, entry.Term, lastTerm)
+		}
+		lastTerm = entry.Term
+	}
+	return last, lastTerm, nil
+}
+
+func readTerm(stable raft.StableStore) (term, voted uint64, err error) {
+	if term, err = stable.GetUint64(keyCurrentTerm); err != nil && !errors.Is(err, errKeyNotFound) {
+		return 0, 0, err
+	}
+	if voted, err = stable.GetUint64(keyVoteTerm); err != nil && !errors.Is(err, errKeyNotFound) {
+		return 0, 0, err
+	}
+	return term, voted, nil
+}
+
+// Where bbolt keeps its two meta pages' fields.
+const (
+	metaOffset       = 16 // of the meta in its page
+	metaChecksummed  = 56 // bytes of the meta before its checksum
+	metaPageSizeAt   = 8
+	boltMagic        = 0xED0CDAED
+	smallestBoltPage = 512
+	largestBoltPage  = 64 << 10
+)
+
+// verifyBoltMetas checks both meta pages of a bbolt file. bbolt itself is content with one: it would fall back to the
+// transaction before the last one, and what was acknowledged with the last would be gone without an error. A crash
+// does not leave a bad meta page, because a meta lies within one disk sector.
+func verifyBoltMetas(path string) error {
+	file, err := os.Open(path)
+	if errors.Is(err, os.ErrNotExist) {
+		return nil
+	}
+	if err != nil {
+		return fmt.Errorf("open metadata log: %w", err)
+	}
+	defer file.Close()
+	info, err := file.Stat()
+	if err != nil {
+		return fmt.Errorf("open metadata log: %w", err)
+	}
+	if info.Size() == 0 {
+		return nil // created, then crashed: bbolt begins anew
+	}
+	pageSize := int64(os.Getpagesize())
+	for page := range int64(2) {
+		meta := make([]byte, metaChecksummed+8)
+		if _, err := file.ReadAt(meta, page*pageSize+metaOffset); err != nil {
+			return fmt.Errorf("%w: meta page %d of %s can not be read: %w", ErrDamaged, page, path, err)
+		}
+		if page == 0 {
+			if n := int64(binary.LittleEndian.Uint32(meta[metaPageSizeAt:])); n >= smallestBoltPage && n <= largestBoltPage && n&(n-1) == 0 {
+				pageSize = n
+			}
+		}
+		sum := fnv.New64a()
+		_, _ = sum.Write(meta[:metaChecksummed])
+		if binary.LittleEndian.Uint32(meta) != boltMagic || sum.Sum64() != binary.LittleEndian.Uint64(meta[metaChecksummed:]) {
+			return fmt.Errorf("%w: meta page %d of %s does not match its checksum", ErrDamaged, page, path)
+		}
+	}
+	return nil
+}
