@@ -2,6 +2,7 @@ package invokers
 
 import (
 	"testing"
+	"time"
 
 	"perdure/invokers/invocationpb"
 	"perdure/invokers/protocol"
@@ -75,3 +76,6 @@ func completesSleeps(e *invocationpb.Effect) []Entry {
 	}
 	return nil
 }
+
+// elapse lets the clock of a synctest bubble advance.
+func elapse(d time.Duration) { <-time.After(d) }

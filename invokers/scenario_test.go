@@ -335,7 +335,7 @@ func TestRetryWaitsForTheLog(t *testing.T) {
 		id := invocationID(1)
 		w.log.invoke(id, plain(), true)
 		w.log.hold(true)
-		time.Sleep(time.Hour) // of the bubble's clock
+		elapse(time.Hour)
 		s, ok := w.partition.StatusOf(id)
 		if !ok || s.InFlight || s.RetryCount != 1 {
 			t.Errorf("status %+v", s)
@@ -352,7 +352,7 @@ func TestInactivity(t *testing.T) {
 			start := time.Now()
 			v.accept()
 			v.replay()
-			time.Sleep(50 * time.Second) // of the bubble's clock
+			elapse(50 * time.Second)
 			v.send(sleepFrame(1))
 			v.halfClosed()
 			if d := time.Since(start); d != 110*time.Second {
@@ -377,11 +377,11 @@ func TestAbortTimeout(t *testing.T) {
 			v.replay()
 			v.halfClosed()
 			frame := runFrame(1)
-			time.Sleep(5 * time.Minute) // of the bubble's clock
+			elapse(5 * time.Minute)
 			v.send(frame)
 			for i := range frame[:8] {
 				v.send(frame[i : i+1])
-				time.Sleep(time.Minute)
+				elapse(time.Minute)
 			}
 			v.canceled()
 			if d := time.Since(start); d != 16*time.Minute {
@@ -895,7 +895,7 @@ func TestMemoryPool(t *testing.T) {
 		w.log.invoke(first, plain(), true)
 		synctest.Wait()
 		w.log.invoke(second, plain(), false, func(j *Journal) { j.Entries[0].Raw = append([]byte{0x62, 0x80, 0x80, 0x10}, make([]byte, 1<<18)...) })
-		time.Sleep(5500 * time.Millisecond) // of the bubble's clock
+		elapse(5500 * time.Millisecond)
 		if s, _ := w.partition.StatusOf(second); s.InFlight || s.RetryCount < 2 || s.LastFailure != nil {
 			t.Errorf("the second invocation: %+v", s)
 		}
@@ -1014,7 +1014,7 @@ func TestNoDeployment(t *testing.T) {
 				c.change = func(*Journal) {}
 			}
 			w.log.invoke(id, plain(), false, c.change)
-			time.Sleep(10 * time.Second) // of the bubble's clock
+			elapse(10 * time.Second)
 			if s, _ := w.partition.StatusOf(id); s.LastFailure.GetDocCode() != c.code || s.RetryCount < 2 {
 				t.Errorf("%s: status %+v, want %s", c.name, s, c.code)
 			}
@@ -1215,7 +1215,7 @@ func TestProposalRefused(t *testing.T) {
 		w.log.refuseWith(errors.New("the log is full"))
 		id := invocationID(1)
 		w.log.invoke(id, plain(), true)
-		time.Sleep(1500 * time.Millisecond) // of the bubble's clock
+		elapse(1500 * time.Millisecond)
 		if s, ok := w.partition.StatusOf(id); !ok || s.RetryCount != 2 {
 			t.Errorf("status %+v", s)
 		}
