@@ -529,7 +529,11 @@ func (t *Tree) initFunctions(f *File) (out []Violation) {
 	return out
 }
 
+// sleeps finds sleeping tests. Under synctest a sleep takes no time, and is how time passes.
 func (t *Tree) sleeps(f *File) (out []Violation) {
+	if slices.ContainsFunc(f.Syntax.Imports, func(s *ast.ImportSpec) bool { return importPath(s) == "testing/synctest" }) {
+		return nil
+	}
 	ast.Inspect(f.Syntax, func(n ast.Node) bool {
 		if e, ok := n.(*ast.SelectorExpr); ok {
 			if pkg, name := selector(e); pkg == "time" && name == "Sleep" {
@@ -564,6 +568,50 @@ func (t *Tree) Leaks() (out []Violation) {
 			out = append(out, Violation{starts, p.Path + " starts goroutines and no test of it uses goleak", "every goroutine has an owner that waits for it"})
 		}
 	}
+	return out
+}
+
+// judgedOnly are settings that nothing but validation reads: they say what this version can be.
+var judgedOnly = []string{"DefaultReplication", "Roles", "Insecure", "Addresses", "Mode"}
+
+// Knobs checks that each setting of nodes/node is used by somebody.
+func (t *Tree) Knobs() (out []Violation) {
+	for _, p := range t.Packages {
+		if p.Path != "nodes/node" {
+			continue
+		}
+		used := map[string]bool{}
+		for _, f := range p.Files {
+			if f.Test || f.Name == "validate.go" {
+				continue
+			}
+			ast.Inspect(f.Syntax, func(n ast.Node) bool {
+				if s, ok := n.(*ast.SelectorExpr); ok {
+					used[s.Sel.Name] = true
+				}
+				return true
+			})
+		}
+		for _, f := range p.Files {
+			out = append(out, t.idleKnobs(f, used)...)
+		}
+	}
+	return out
+}
+
+func (t *Tree) idleKnobs(f *File, used map[string]bool) (out []Violation) {
+	ast.Inspect(f.Syntax, func(n ast.Node) bool {
+		field, ok := n.(*ast.Field)
+		if !ok || field.Tag == nil || !strings.Contains(field.Tag.Value, `key:"`) {
+			return true
+		}
+		for _, name := range field.Names {
+			if !used[name.Name] && !slices.Contains(judgedOnly, name.Name) {
+				out = append(out, Violation{t.where(name), name.Name + " is a setting that nothing reads", "a knob that turns nothing is a lie to who turns it"})
+			}
+		}
+		return true
+	})
 	return out
 }
 

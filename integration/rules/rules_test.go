@@ -125,6 +125,8 @@ func TestRulesFindViolations(t *testing.T) {
 		{(*Tree).Habits, "nodes/x", "a.go", "package x\nfunc init() {}", "package x\nfunc (y) init() {}"},
 		{(*Tree).Habits, "nodes/x", "a_test.go", "package x\nvar _ = time.Sleep", "package x\nvar _ = time.Second"},
 		{(*Tree).Habits, "nodes/x", "a.go", "package x\n// TO" + "DO: more", "package x\n// more"},
+		{(*Tree).Habits, "nodes/x", "a_test.go", "package x\nvar _ = time.Sleep", "package x\nimport \"testing/synctest\"\nvar _ = time.Sleep"},
+		{(*Tree).Knobs, "nodes/node", "a.go", "package node\ntype c struct { F int `key:\"f\"` }", "package node\ntype c struct { F int `key:\"f\"` }\nfunc (c c) f() int { return c.F }"},
 		{(*Tree).Leaks, "nodes/x", "a.go", "package x\nfunc f() { go f() }", "package x\nfunc f() {}"},
 	} {
 		if vs := c.rule(tree(t, c.path, map[string]string{c.file: c.bad})); len(vs) == 0 {
