@@ -295,8 +295,12 @@ func (m *Machine) getOutput(g *recordpb.GetOutput) error {
 
 // asked is the row that a sink asks for; nil when there is none, which the sink is then told.
 func (m *Machine) asked(rawID []byte, s *invocationpb.Sink) (*row, error) {
+	if s == nil {
+		m.dropped++
+		return nil, nil
+	}
 	id, ok := m.idOf(rawID)
-	if !ok || s == nil {
+	if !ok {
 		return nil, nil
 	}
 	r, err := m.row(id)

@@ -2,7 +2,10 @@ package fsm
 
 import (
 	"bytes"
+	"cmp"
+	"errors"
 	"fmt"
+	"slices"
 
 	"perdure/invokers/invocationpb"
 	"perdure/invokers/protocol"
@@ -94,25 +97,16 @@ func (m *Machine) run(r *row, x *invocationpb.Effect_RunCompletion) error {
 
 // suspend stops an invocation until what it awaits is there. Looking at what is there already in the same
 // step closes the race with a notification that the attempt had not seen.
-//
-// A signal counts only if it was appended since the incarnation began. The attempts of this incarnation have
-// seen all earlier ones: that the SDK still lists the signal means that it waits for the next one, as it
-// does for cancel all the time.
 func (m *Machine) suspend(r *row, x *invocationpb.Effect_Suspended) error {
-	rest, done, err := settle(x.Awaiting, func(l leaf) (verdict, error) {
-		m.key = l.appendKey(m.key[:0], &r.id)
-		a, err := m.awaited(r, m.key)
-		if err != nil || a == nil || !a.Done {
-			return isPending, err
-		}
-		if l.kind != leafCompletion && a.Entry < r.inv.Replayed {
-			return isPending, nil
-		}
-		return verdictOf(a.Failed), nil
-	})
-	switch {
-	case err != nil:
+	known, err := m.known(r, x.Awaiting)
+	if err != nil {
 		return err
+	}
+	rest, done := x.Awaiting, false
+	for i := 0; i < len(known) && !done; i++ {
+		rest, done = settle(rest, known[i].leaf, known[i].verdict)
+	}
+	switch {
 	case done:
 		r.again = true
 		return nil
@@ -130,16 +124,40 @@ func (m *Machine) suspend(r *row, x *invocationpb.Effect_Suspended) error {
 	return m.event(r, &storepb.Event{Kind: &storepb.Event_Suspended{Suspended: x}})
 }
 
-func empty(f *invocationpb.Future) bool {
-	if len(f.GetCompletions())+len(f.GetSignals())+len(f.GetNamedSignals()) > 0 {
-		return false
+type resolvedLeaf struct {
+	leaf    leaf
+	verdict verdict
+	entry   uint32
+}
+
+// known are the leaves of a future that the journal resolves already, in its order.
+//
+// A signal counts only if it was appended since the incarnation began. The attempts of this incarnation have
+// seen all earlier ones: that the SDK still lists the signal means that it waits for the next one, as it
+// does for cancel all the time.
+func (m *Machine) known(r *row, f *invocationpb.Future) (known []resolvedLeaf, err error) {
+	if r.inv.Awaited == 0 {
+		return nil, nil
 	}
-	for _, n := range f.GetNested() {
-		if !empty(n) {
-			return false
+	err = leaves(f, func(l leaf) error {
+		m.key = l.appendKey(m.key[:0], &r.id)
+		a, err := m.awaited(r, m.key)
+		if err != nil || a == nil || !a.Done {
+			return err
 		}
-	}
-	return true
+		if l.kind == leafCompletion || a.Entry >= r.inv.Replayed {
+			known = append(known, resolvedLeaf{l, verdictOf(a.Failed), a.Entry})
+		}
+		return nil
+	})
+	slices.SortStableFunc(known, func(a, b resolvedLeaf) int { return cmp.Compare(a.entry, b.entry) })
+	return known, err
+}
+
+// empty reports whether a future has no leaf.
+func empty(f *invocationpb.Future) bool {
+	found := errors.New("a leaf")
+	return leaves(f, func(leaf) error { return found }) == nil
 }
 
 func (m *Machine) pauseNow(r *row, x *invocationpb.Effect_Paused) error {

@@ -48,21 +48,55 @@ func verdictOf(failed bool) verdict {
 	return isSuccess
 }
 
-// settle looks at a future with what is known of its leaves and returns what is still missing. done says
-// that the invocation has to run again. f is not changed.
+// settle looks at a future after one of its leaves was resolved and returns what is still missing. done
+// says that the invocation has to run again. f is not changed.
 //
 // The future is kept without its resolved parts, so that each notification is looked at once. That is
-// sound because a resolved child that decides its node resolves the node at the same moment.
-func settle(f *invocationpb.Future, know func(leaf) (verdict, error)) (rest *invocationpb.Future, done bool, err error) {
-	s := settler{know: know}
-	rest, v := s.node(f)
-	return rest, v != isPending || s.wake, s.err
+// sound because a child that decides its node resolves the node at that very step. Leaves that are
+// known together must be settled one after the other, in the order of the journal: which child of a race
+// was first decides what the race passes on.
+func settle(f *invocationpb.Future, l leaf, v verdict) (rest *invocationpb.Future, done bool) {
+	s := settler{leaf: l, verdict: v}
+	rest, got := s.node(f)
+	return rest, got != isPending || s.wake
 }
 
 type settler struct {
-	know func(leaf) (verdict, error)
-	wake bool // the SDK has to look: a node depends on an undetermined child
-	err  error
+	leaf    leaf
+	verdict verdict
+	wake    bool // the SDK has to look: a node depends on an undetermined child
+}
+
+func (s *settler) look(c *children, l leaf) (resolved bool) {
+	if l != s.leaf {
+		return c.add(isPending)
+	}
+	return c.add(s.verdict)
+}
+
+// leaves calls fn for each leaf of a future, until it returns an error.
+func leaves(f *invocationpb.Future, fn func(leaf) error) error {
+	for _, n := range f.GetCompletions() {
+		if err := fn(leaf{kind: leafCompletion, number: n}); err != nil {
+			return err
+		}
+	}
+	for _, n := range f.GetSignals() {
+		if err := fn(leaf{kind: leafSignal, number: n}); err != nil {
+			return err
+		}
+	}
+	for _, n := range f.GetNamedSignals() {
+		if err := fn(leaf{kind: leafNamed, name: n}); err != nil {
+			return err
+		}
+	}
+	for _, n := range f.GetNested() {
+		if err := leaves(n, fn); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // node settles the children of a node and leaves out the resolved ones.
@@ -70,17 +104,17 @@ func (s *settler) node(f *invocationpb.Future) (*invocationpb.Future, verdict) {
 	rest := &invocationpb.Future{Combinator: f.GetCombinator()}
 	var c children
 	for _, n := range f.GetCompletions() {
-		if !s.leaf(&c, leaf{kind: leafCompletion, number: n}) {
+		if !s.look(&c, leaf{kind: leafCompletion, number: n}) {
 			rest.Completions = append(rest.Completions, n)
 		}
 	}
 	for _, n := range f.GetSignals() {
-		if !s.leaf(&c, leaf{kind: leafSignal, number: n}) {
+		if !s.look(&c, leaf{kind: leafSignal, number: n}) {
 			rest.Signals = append(rest.Signals, n)
 		}
 	}
 	for _, n := range f.GetNamedSignals() {
-		if !s.leaf(&c, leaf{kind: leafNamed, name: n}) {
+		if !s.look(&c, leaf{kind: leafNamed, name: n}) {
 			rest.NamedSignals = append(rest.NamedSignals, n)
 		}
 	}
@@ -92,15 +126,6 @@ func (s *settler) node(f *invocationpb.Future) (*invocationpb.Future, verdict) {
 	v, wake := c.verdict(f.GetCombinator())
 	s.wake = s.wake || wake
 	return rest, v
-}
-
-// leaf adds a leaf to the children of its node and reports whether it is resolved.
-func (s *settler) leaf(c *children, l leaf) bool {
-	v, err := s.know(l)
-	if err != nil && s.err == nil {
-		s.err = err
-	}
-	return c.add(v)
 }
 
 // children sums up the children of a node.

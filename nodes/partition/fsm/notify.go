@@ -90,12 +90,7 @@ func (m *Machine) notify(r *row, l leaf, typ uint16, failed bool, raw []byte) er
 		a := m.out.add(ActNotify)
 		a.ID, a.Incarnation, a.EntryIndex, a.Type, a.Raw = r.id, r.inv.Incarnation, index, typ, raw
 	case storepb.Invocation_SUSPENDED:
-		rest, done, _ := settle(r.inv.Awaiting, func(x leaf) (verdict, error) {
-			if x == l {
-				return verdictOf(failed), nil
-			}
-			return isPending, nil
-		})
+		rest, done := settle(r.inv.Awaiting, l, verdictOf(failed))
 		if done {
 			m.start(r, nil)
 			return nil
