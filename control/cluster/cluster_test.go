@@ -205,7 +205,8 @@ func TestJoinRefusals(t *testing.T) {
 		"name of another id":      {func(r *JoinRequest) { r.ForcedID = 7 }, ErrWrongNode},
 		"removed node":            {func(r *JoinRequest) { r.Name, r.ForcedID = "gone", 2 }, ErrNodeRemoved},
 		"other directory":         {func(r *JoinRequest) { r.Directory = "other" }, ErrNameTaken},
-		"newer process":           {func(r *JoinRequest) { r.Seen = 1 }, ErrPreempted},
+		"newer process":           {func(r *JoinRequest) { r.Again, r.Seen = true, 1 }, ErrPreempted},
+		"name appears":            {func(r *JoinRequest) { r.Again = true }, ErrPreempted},
 		"no name":                 {func(r *JoinRequest) { r.Name = "" }, nil},
 		"name with a space":       {func(r *JoinRequest) { r.Name = "a b" }, nil},
 		"no roles":                {func(r *JoinRequest) { r.Roles = 0 }, nil},
@@ -215,7 +216,6 @@ func TestJoinRefusals(t *testing.T) {
 	} {
 		r := request("a")
 		r.Incarnation = "a/3"
-		r.Seen = 1
 		state := c
 		if name == "newer process" {
 			newer := request("a")

@@ -22,8 +22,10 @@ type JoinRequest struct {
 	// ForcedID is the id that the node must get or have, 0 for any. A process whose data directory was used by a
 	// node before passes that node's id.
 	ForcedID NodeID
-	// Seen is the generation that this process found at its first try, 0 at that try.
-	Seen Generation
+	// Again is set on every try but the first; Seen is the generation that was found at the first one, 0 for none.
+	// A newer one was taken by another process that is starting under the same name.
+	Again bool
+	Seen  Generation
 }
 
 // The reasons for which a join is refused. None goes away by trying again.
@@ -114,7 +116,7 @@ func checkRejoin(n Node, r JoinRequest) error {
 	switch {
 	case r.ForcedID != 0 && r.ForcedID != n.ID:
 		return fmt.Errorf("%w: the name belongs to %s, but this data directory is that of %s; check the node name and the data directory", ErrWrongNode, n.ID, r.ForcedID)
-	case r.Seen != 0 && n.Generation > r.Seen:
+	case r.Again && n.Generation > r.Seen:
 		return fmt.Errorf("%w: generation %d appeared while this process was starting; are two servers configured with the same node name?", ErrPreempted, n.Generation)
 	case n.Generation == math.MaxUint32:
 		return errors.New("all generations of the node are used up")
