@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"io"
+	"log/slog"
 	"sync"
 	"time"
 
@@ -248,11 +249,36 @@ func (a *attempt) fail(f *failure) {
 	if len(effects) > 0 {
 		seq = p.lastProposalLocked(inv)
 	}
+	next := inv.phase
 	p.mu.Unlock()
 	p.giveBack(slot)
+	a.logFailure(f, next)
 	if len(effects) > 0 {
 		p.proposeLast(p.ctx, inv, seq, effects)
 	}
+}
+
+// logFailure says what an operator would want to know: that an invocation stands still, or ended by it.
+func (a *attempt) logFailure(f *failure, next phase) {
+	level, what := slog.LevelDebug, "attempt failed, will try again"
+	switch {
+	case f.yielded:
+		what = "attempt put back for lack of memory"
+	case next == ending:
+		level, what = slog.LevelInfo, "invocation stopped after a failed attempt"
+	}
+	if a.p.log.Enabled(a.p.ctx, level) {
+		a.p.log.Log(a.p.ctx, level, what, "invocation_id", a.inv.id.String(), "service", a.journal.service(),
+			"code", f.docCode, "err", f.message)
+	}
+}
+
+// service is the name of the journal's target, "" if the journal could not be read.
+func (j *Journal) service() string {
+	if j == nil {
+		return ""
+	}
+	return j.Target.GetService()
 }
 
 // noteProgressLocked resets the count that SDKs see once the service sent a command.

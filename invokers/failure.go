@@ -55,6 +55,8 @@ type failure struct {
 	mustPause bool
 	// unseen: the failure came before the service's code could run; the count that SDKs see does not grow.
 	unseen bool
+	// refused: the service certainly did not see the request and trying again at once is safe.
+	refused bool
 	// yielded: nothing failed, the attempt only found no memory. It is no event and no retry.
 	yielded bool
 }
@@ -146,8 +148,7 @@ func networkFailure(err error) *failure {
 	case transport.TooLarge:
 		f.docCode, f.mustPause = codeTooLarge, true
 	case transport.NotProcessed:
-		d := notProcessedDelay
-		f.delay = &d
+		f.refused = true
 	}
 	if te.RetryAfter > 0 {
 		d := min(te.RetryAfter, maxDelay)
@@ -156,9 +157,13 @@ func networkFailure(err error) *failure {
 	return f
 }
 
-// notProcessedDelay is waited after a request that the service certainly did not see, for instance because
-// its connection was just closing. It is short, and the policy does not count it.
-const notProcessedDelay = 50 * time.Millisecond
+// A request that the service certainly did not see, for instance because its connection was just closing, is
+// tried again after a short delay that the policy does not count, but only so many times in a row: a service
+// that refuses everything is not to be hammered.
+const (
+	refusedDelay = 50 * time.Millisecond
+	maxRefused   = 5
+)
 
 // checkResponse is the failure that the head of a response means, nil if frames may follow.
 func checkResponse(r *transport.Response, contentType string, now time.Time) *failure {

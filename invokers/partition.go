@@ -77,6 +77,7 @@ type invocation struct {
 
 	pauseRequested bool
 	starts         uint64
+	refused        int    // requests in a row that the service certainly did not see
 	policyUsed     uint64 // retries that the retry policy has counted
 	storedRetries  uint32 // failed attempts since the service last sent a command
 	lastStart      time.Time
@@ -410,6 +411,12 @@ func (p *Partition) failLocked(inv *invocation, f *failure, policy *schema.Retry
 	inv.lastFailure = f
 	if !f.unseen {
 		inv.storedRetries++
+	}
+	if !f.refused {
+		inv.refused = 0
+	} else if inv.refused++; inv.refused <= maxRefused && f.delay == nil {
+		f.delay = new(time.Duration)
+		*f.delay = refusedDelay
 	}
 	d := decide(policy, inv.policyUsed, f, inv.pauseRequested, p.pool.deps.Jitter())
 	switch d.verdict {

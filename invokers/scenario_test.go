@@ -299,6 +299,26 @@ func TestBrokenStreams(t *testing.T) {
 	}
 }
 
+// TestRefusedRequests: what the service did not see is tried again soon and uncounted, but not for ever.
+func TestRefusedRequests(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		w := newWorld(t, nil)
+		for range maxRefused + 4 {
+			w.transport.openErr = append(w.transport.openErr, &transport.Error{Kind: transport.NotProcessed, Err: errors.New("GOAWAY")})
+		}
+		start := time.Now()
+		id := invocationID(1)
+		w.log.invoke(id, plain(), true)
+		r := w.log.await(id, "paused")
+		if d := time.Since(start); d != maxRefused*refusedDelay+700*time.Millisecond {
+			t.Errorf("took %s", d)
+		}
+		if f := r.last.GetPaused().GetLastFailure(); f.GetDocCode() != codeNetwork {
+			t.Errorf("last failure %v", f)
+		}
+	})
+}
+
 // TestTooLargePauses: a request that the transport can never carry is not tried again and again.
 func TestTooLargePauses(t *testing.T) {
 	bubble(t, func(t *testing.T) {

@@ -33,7 +33,7 @@ type vector struct {
 	}
 }
 
-func loadVectors(t *testing.T) (out []vector) {
+func loadVectors(t testing.TB) (out []vector) {
 	t.Helper()
 	files, _ := filepath.Glob("protocol/testdata/vectors/v[567]-*.json")
 	if len(files) < 70 {
@@ -60,7 +60,7 @@ type step struct {
 	protocol.Frame
 }
 
-func (v *vector) steps(t *testing.T) (out []step) {
+func (v *vector) steps(t testing.TB) (out []step) {
 	for _, f := range v.Frames {
 		b, err := hex.DecodeString(f.RawHex)
 		if err != nil {
