@@ -65,7 +65,7 @@ type Appender struct {
 	opts AppenderOptions
 	ctx  context.Context // ends with Close
 	stop context.CancelCauseFunc
-	wg   sync.WaitGroup // the recovery goroutine
+	wg   sync.WaitGroup // the recovery goroutine, and answers being given
 
 	mu       sync.Mutex
 	queue    []appendItem   // not under way
@@ -160,7 +160,8 @@ func (a *Appender) WaitCapacity(ctx context.Context) error {
 }
 
 // Close answers every append that has no answer yet, with ErrNotWritten or ErrUnknownOutcome, and
-// waits for the appender's goroutine. Idempotent.
+// waits until all answers are given and the appender's goroutine has ended. It must not be called
+// from an answer. Idempotent.
 func (a *Appender) Close() {
 	a.mu.Lock()
 	var items []appendItem
@@ -305,6 +306,8 @@ func (b *appendBatch) Committed(last cluster.Offset, err error) {
 		bytes += b.items[i].bytes
 	}
 	a.freeLocked(bytes)
+	a.wg.Add(1) // Close waits until the answers are given
+	defer a.wg.Done()
 	a.unlockAndPump()
 	b.answer(lsnOf(b.base, last))
 }

@@ -235,6 +235,9 @@ func (b *Bifrost) pause(ctx context.Context, d time.Duration) {
 // bound returns a context that ends with ctx and with the Bifrost.
 func (b *Bifrost) bound(ctx context.Context) (context.Context, context.CancelFunc) {
 	ctx, cancel := context.WithCancelCause(ctx)
+	if b.ctx.Err() != nil {
+		cancel(ErrClosed)
+	}
 	stop := context.AfterFunc(b.ctx, func() { cancel(ErrClosed) })
 	return ctx, func() { stop(); cancel(nil) }
 }

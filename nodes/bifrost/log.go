@@ -30,20 +30,21 @@ type logState struct {
 	version  uint64
 	segments []segment
 	driver   *loglet.Driver // of the last segment, if this life of the node sequences it
-	open     *openSegment   // tail of the last segment, when somebody needs it
+	open     map[cluster.LogletID]*openSegment
 	readers  map[*Reader]struct{}
 	closed   bool
 }
 
-// openSegment is the watched tail of the last segment.
+// openSegment is the watched tail of a segment that was the last one when somebody needed its tail.
+// It is found by the segment's id because for a moment two segments may count as the last one: the
+// readers of a segment and its sequencer must share one tail whoever comes first.
 type openSegment struct {
-	id   cluster.LogletID
 	tail *loglet.Tail
 	stop context.CancelFunc // ends the goroutine that follows a remote sequencer; nil when there is none
 }
 
 func newLogState(b *Bifrost, id cluster.LogID) *logState {
-	return &logState{b: b, id: id, changing: make(chan struct{}, 1), readers: map[*Reader]struct{}{}}
+	return &logState{b: b, id: id, changing: make(chan struct{}, 1), open: map[cluster.LogletID]*openSegment{}, readers: map[*Reader]struct{}{}}
 }
 
 func (l *logState) watch() {
@@ -95,11 +96,26 @@ func (l *logState) removeReader(r *Reader) {
 	}
 }
 
-// stopFollowingLocked ends the following of a remote sequencer; the next reader begins it again.
+// stopFollowingLocked ends the following of remote sequencers; the next reader begins it again.
 func (l *logState) stopFollowingLocked() {
-	if l.open != nil && l.open.stop != nil {
-		l.open.stop()
-		l.open = nil
+	for id, o := range l.open {
+		if o.stop != nil {
+			o.stop()
+			delete(l.open, id)
+		}
+	}
+}
+
+// closeTailsLocked forgets the tails of segments that are not the last one any more.
+func (l *logState) closeTailsLocked(last cluster.LogletID) {
+	for id, o := range l.open {
+		if id >= last {
+			continue
+		}
+		if o.stop != nil {
+			o.stop()
+		}
+		delete(l.open, id)
 	}
 }
 
@@ -141,10 +157,7 @@ func (l *logState) install(c chain.Chain, version uint64, driver *loglet.Driver)
 	if old == l.driver {
 		old = nil
 	}
-	if l.open != nil && l.open.id != last {
-		l.stopFollowingLocked()
-		l.open = nil
-	}
+	l.closeTailsLocked(last)
 	readers := l.readersLocked()
 	l.mu.Unlock()
 	if old != nil {
@@ -187,25 +200,25 @@ func (l *logState) locate(next cluster.LSN) (seg segment, gapTo cluster.LSN, fou
 func (l *logState) openTail(seg segment) *loglet.Tail {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	tail := l.openTailLocked(seg.id)
-	if l.open.stop == nil && (l.driver == nil || l.driver.Params().ID != seg.id) && seg.sequencer != l.b.cfg.Self && !l.closed {
+	o := l.openTailLocked(seg.id)
+	if o.stop == nil && seg.sequencer != l.b.cfg.Self && !l.closed {
 		ctx, stop := context.WithCancel(l.b.ctx)
-		if l.b.run(func() { l.follow(ctx, seg, tail) }) {
-			l.open.stop = stop
+		if l.b.run(func() { l.follow(ctx, seg, o.tail) }) {
+			o.stop = stop
 		} else {
 			stop()
 		}
 	}
-	return tail
+	return o.tail
 }
 
-// openTailLocked is the tail that the segment's readers and its sequencer, if it is here, share.
-func (l *logState) openTailLocked(id cluster.LogletID) *loglet.Tail {
-	if l.open == nil || l.open.id != id {
-		l.stopFollowingLocked()
-		l.open = &openSegment{id: id, tail: loglet.NewTail()}
+func (l *logState) openTailLocked(id cluster.LogletID) *openSegment {
+	o := l.open[id]
+	if o == nil {
+		o = &openSegment{tail: loglet.NewTail()}
+		l.open[id] = o
 	}
-	return l.open.tail
+	return o
 }
 
 // active is the sequencer of the last segment, nil when it is not here or takes nothing any more.
@@ -421,10 +434,7 @@ func sameSegment(a, b chain.Segment) bool {
 func (l *logState) begin(c chain.Chain, version uint64) {
 	seg := l.b.segmentOf(c.Last(), 0, true)
 	l.mu.Lock()
-	tail := loglet.NewTail()
-	if l.version <= version { // otherwise it is superseded already and gets no readers
-		tail = l.openTailLocked(seg.id)
-	}
+	tail := l.openTailLocked(seg.id).tail
 	l.mu.Unlock()
 	listener := func(first cluster.Offset, records []logserver.Record) { l.b.committed(seg.id, first, records) }
 	l.install(c, version, loglet.NewDriver(seg.params(), l.b.cfg.Sequencer, l.b.cfg.Net, l.b.cfg.Clock, tail, listener))

@@ -2,6 +2,7 @@ package bifrost
 
 import (
 	"context"
+	"fmt"
 	"log/slog"
 	"testing"
 	"time"
@@ -138,7 +139,28 @@ func readNext(t testing.TB, r *Reader) Entry {
 		select {
 		case <-r.Wait():
 		case <-limit:
-			t.Fatalf("no entry at %d within 30 s", r.next)
+			t.Fatalf("no entry within 30 s: %s", r.describe())
 		}
 	}
+}
+
+// describe says where a reader stands.
+func (r *Reader) describe() string {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	s := fmt.Sprintf("next %d, segment %s [%d,%d) of %s, fetch %+v, closed %v", r.next, r.seg.id, r.seg.base, r.seg.end, r.seg.sequencer, r.fetch, r.closed)
+	if r.tail != nil {
+		s += fmt.Sprintf(", watched tail %d", r.tail.Load())
+	}
+	r.log.mu.Lock()
+	defer r.log.mu.Unlock()
+	s += fmt.Sprintf("; log version %d, segments %d, last %s [%d,%d) of %s", r.log.version, len(r.log.segments), r.log.segments[len(r.log.segments)-1].id,
+		r.log.segments[len(r.log.segments)-1].base, r.log.segments[len(r.log.segments)-1].end, r.log.segments[len(r.log.segments)-1].sequencer)
+	for id, o := range r.log.open {
+		s += fmt.Sprintf("; open %s tail %d followed %v shared %v", id, o.tail.Load(), o.stop != nil, o.tail == r.tail)
+	}
+	if r.log.driver != nil {
+		s += fmt.Sprintf("; sequencer here of %s, stopped %v", r.log.driver.Params().ID, r.log.driver.Stopped())
+	}
+	return s
 }

@@ -126,7 +126,7 @@ var _ logserver.Store = (*Store)(nil)
 // manifest is an error that wraps ErrCorrupt when Pebble recognises it as such.
 func Open(cfg Config) (*Store, error) {
 	cfg = cfg.withDefaults()
-	if err := cfg.FS.MkdirAll(cfg.Dir, 0o755); err != nil {
+	if err := makeDir(cfg.FS, cfg.Dir); err != nil {
 		return nil, fmt.Errorf("create log store directory: %w", err)
 	}
 	s := &Store{cfg: cfg, wake: make(chan struct{}, 1), syncing: make(chan *group, 16), stop: make(chan struct{})}
@@ -147,6 +147,24 @@ func Open(cfg Config) (*Store, error) {
 	s.wg.Go(s.syncLoop)
 	s.wg.Go(s.hintLoop)
 	return s, nil
+}
+
+// makeDir creates a directory and those above it, durably: without the fsync of the parent, a whole
+// new store would be gone after a power cut.
+func makeDir(fs vfs.FS, dir string) error {
+	if _, err := fs.Stat(dir); err == nil {
+		return nil
+	}
+	parent := fs.PathDir(dir)
+	if parent != dir {
+		if err := makeDir(fs, parent); err != nil {
+			return err
+		}
+	}
+	if err := fs.MkdirAll(dir, 0o755); err != nil {
+		return err
+	}
+	return syncDir(fs, parent)
 }
 
 // asCorrupt adds ErrCorrupt to Pebble's own corruption errors.
