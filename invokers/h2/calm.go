@@ -7,8 +7,9 @@ import "time"
 // second at most, or some per exchange; a hostile one can keep a core busy with them. The clock is
 // read only when such a frame arrives. The connection's reader owns it.
 type calm struct {
-	tokens float64
-	last   time.Time
+	tokens  float64
+	last    time.Time
+	streams uint32 // opened when tokens were last given for them
 }
 
 const (
@@ -30,4 +31,11 @@ func (c *calm) take(now time.Time) bool {
 // frames in proportion to the work: an update of the window, a ping to measure the bandwidth.
 func (c *calm) progress() {
 	c.tokens = min(calmBurst, c.tokens+4)
+}
+
+// opened gives tokens for the exchanges that were opened since the last call, of n in all.
+func (c *calm) opened(n uint32) bool {
+	c.tokens = min(calmBurst, c.tokens+8*float64(n-c.streams))
+	c.streams = n
+	return c.tokens >= 0
 }

@@ -155,6 +155,7 @@ func (c *Client) adopt(conn *conn) bool {
 		return false
 	}
 	c.conns[conn] = struct{}{}
+	c.metrics.connsOpened.Inc()
 	return true
 }
 

@@ -66,8 +66,8 @@ func serveTLS(tb testing.TB, h http.Handler, http2 bool) (string, *tls.Config) {
 }
 
 var (
-	http2Abilities = transporttest.Abilities{Streaming: true, Duplex: true, Version: transport.HTTP2, MaxBody: 5 << 20}
-	http1Abilities = transporttest.Abilities{Streaming: true, Duplex: true, Version: transport.HTTP11, MaxBody: 5 << 20}
+	http2Abilities = transporttest.Abilities{Streaming: true, Duplex: true, Version: transport.HTTP2, MaxBody: 5 << 20, Parallel: 300}
+	http1Abilities = transporttest.Abilities{Streaming: true, Duplex: true, Version: transport.HTTP11, MaxBody: 5 << 20, Parallel: 30}
 )
 
 func TestConformance(t *testing.T) {

@@ -2,7 +2,6 @@ package h2
 
 import (
 	"encoding/binary"
-	"errors"
 	"net"
 	"sync"
 	"sync/atomic"
@@ -46,9 +45,10 @@ type conn struct {
 	// limit is how many exchanges may use the connection at once: the smaller of the peer's
 	// MAX_CONCURRENT_STREAMS and ours.
 	limit atomic.Int32
-	// inUse is how many do; opened is how many ever did. Guarded by pool.mu.
-	inUse  int
-	opened uint64
+	// inUse is how many do, idleSince is when it became 0, served that it ever was not. Guarded by pool.mu.
+	inUse     int
+	idleSince time.Time
+	served    bool
 
 	// draining is set (under mu) after GOAWAY, or when the ids are used up: no new streams.
 	draining atomic.Bool
@@ -56,7 +56,9 @@ type conn struct {
 	ready chan struct{} // closed by the reader at the peer's first SETTINGS
 	done  chan struct{} // closed when mu.err is set
 	wake  chan struct{} // capacity 1: there is something to write
-	heard atomic.Bool   // the reader got bytes since the writer last asked
+
+	born  time.Time
+	heard atomic.Int64 // when the socket last gave something, in nanoseconds after born
 
 	// buffered counts received and unread bytes of all streams. withheld is set while window of the
 	// connection is not given back because of it.
@@ -98,7 +100,9 @@ func newConn(p *pool, nc net.Conn) *conn {
 		ready:   make(chan struct{}),
 		done:    make(chan struct{}),
 		wake:    make(chan struct{}, 1),
+		born:    time.Now(),
 	}
+	c.idleSince = c.born
 	c.limit.Store(int32(c.cfg.MaxStreamsPerConn))
 	c.mu.streams = make(map[uint32]*stream)
 	c.mu.nextID = 1
@@ -210,14 +214,28 @@ func (c *conn) end(kind transport.Kind, cause error, last []byte) bool {
 		c.endStreamLocked(s, errs[i])
 	}
 	c.unblockLocked()
+	reason := c.lostLocked(true)
 	c.mu.Unlock()
 
-	c.pool.remove(c)
+	c.pool.remove(c, reason)
 	for i, s := range lost {
 		s.finish(errs[i])
 	}
-	c.metrics.connsClosed.WithLabelValues(kind.String()).Inc()
+	c.metrics.connsClosed.WithLabelValues(closeReason(kind, cause)).Inc()
 	return true
+}
+
+// closeReason is the label of a closed connection.
+func closeReason(kind transport.Kind, cause error) string {
+	switch cause {
+	case errIdle:
+		return "idle"
+	case errDraining:
+		return "going away"
+	case errClosed:
+		return "shutdown"
+	}
+	return kind.String()
 }
 
 // lostLocked is the error of a stream whose connection is over.
@@ -296,13 +314,19 @@ func (c *conn) closeIfDrained() {
 	over := len(c.mu.streams) == 0
 	c.mu.Unlock()
 	if over {
-		c.goAway(transport.NotProcessed, http2.ErrCodeNo, errors.New("peer is shutting down the connection"))
+		c.goAway(transport.NotProcessed, http2.ErrCodeNo, errDraining)
 	}
 }
 
-// over reports whether the connection takes no more streams.
-func (c *conn) over() bool {
+// over says why the connection takes no more streams, if so.
+func (c *conn) over() error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	return c.mu.err != nil || c.draining.Load()
+	switch {
+	case c.mu.err != nil:
+		return c.lostLocked(true)
+	case c.draining.Load():
+		return &transport.Error{Kind: transport.NotProcessed, Endpoint: c.ep, Err: errDraining}
+	}
+	return nil
 }

@@ -81,9 +81,11 @@ func (e dialError) Unwrap() error { return e.err }
 func (h *http1) open(ctx context.Context, ep transport.Endpoint, req transport.Request) (transport.Stream, error) {
 	s := &stream1{h: h, opener: ctx, name: ep.String(), readable: make(chan struct{}, 1), room: make(chan struct{}, 1)}
 	ctx, s.cancel = context.WithCancel(ctx)
-	s.stopClosing = context.AfterFunc(h.client.ctx, func() { s.abort(errClosed) })
 	trace := &httptrace.ClientTrace{WroteHeaders: func() { s.sent.Store(true) }}
 	s.req = newRequest(ep, req).WithContext(httptrace.WithClientTrace(ctx, trace))
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.stopClosing = context.AfterFunc(h.client.ctx, func() { s.abort(errClosed) }) // may run at once
 	return s, nil
 }
 
@@ -106,25 +108,25 @@ func newRequest(ep transport.Endpoint, req transport.Request) *http.Request {
 // stream1 is one exchange over HTTP/1.1. Its pump goroutine sends the request, waits for the response and moves the
 // body into a bounded buffer.
 type stream1 struct {
-	h           *http1
-	opener      context.Context
-	cancel      context.CancelFunc // ends the request
-	stopClosing func() bool
-	name        string // of the endpoint, for messages
-	req         *http.Request
-	sent        atomic.Bool   // the header was given to a connection
-	readable    chan struct{} // capacity 1
-	room        chan struct{} // capacity 1: bytes were taken from buf
+	h        *http1
+	opener   context.Context
+	cancel   context.CancelFunc // ends the request
+	name     string             // of the endpoint, for messages
+	req      *http.Request
+	sent     atomic.Bool   // the header was given to a connection
+	readable chan struct{} // capacity 1
+	room     chan struct{} // capacity 1: bytes were taken from buf
 
 	body *io.PipeWriter // nil without a body; the writer's goroutine
 
-	mu      sync.Mutex
-	began   bool
-	pipe    *io.PipeReader // the other end of body
-	buf     recvBuffer
-	resp    transport.Response
-	hasResp bool
-	err     error // io.EOF or *transport.Error, after buf
+	mu          sync.Mutex
+	stopClosing func() bool // takes back the end by Client.Close
+	began       bool
+	pipe        *io.PipeReader // the other end of body
+	buf         recvBuffer
+	resp        transport.Response
+	hasResp     bool
+	err         error // io.EOF or *transport.Error, after buf
 }
 
 var _ transport.Stream = (*stream1)(nil)
@@ -284,9 +286,9 @@ func (s *stream1) end(err error) {
 	if first {
 		s.err = err
 	}
-	pipe := s.pipe
+	pipe, stopClosing := s.pipe, s.stopClosing
 	s.mu.Unlock()
-	s.stopClosing()
+	stopClosing()
 	if failure, ok := err.(*transport.Error); ok {
 		s.cancel()
 		if pipe != nil {

@@ -97,9 +97,9 @@ func (p *pool) wait(ctx context.Context, w *waiter) (*conn, error) {
 // freeLocked takes a slot of the first connection that has one.
 func (p *pool) freeLocked() *conn {
 	for _, c := range p.conns {
-		if c.inUse < int(c.limit.Load()) {
+		if c.inUse < int(c.limit.Load()) && !c.draining.Load() {
 			c.inUse++
-			c.opened++
+			c.served = true
 			p.client.metrics.streamsOpen.Inc()
 			return c
 		}
@@ -131,7 +131,9 @@ func (p *pool) dial() {
 	p.dialing--
 	if err == nil {
 		p.perConn = max(1, int(c.limit.Load()))
-		if !c.over() {
+		if err := c.over(); err != nil {
+			p.refuseLocked(err)
+		} else {
 			p.conns = append(p.conns, c)
 		}
 	} else {
@@ -160,7 +162,6 @@ func (p *pool) connect(ctx context.Context) (*conn, error) {
 	p.client.wg.Go(c.writeLoop)
 	select {
 	case <-c.ready:
-		p.client.metrics.connsOpened.Inc()
 		return c, nil
 	case <-c.done:
 	case <-ctx.Done():
@@ -223,44 +224,44 @@ func (p *pool) serve() {
 func (p *pool) release(c *conn) {
 	p.client.metrics.streamsOpen.Dec()
 	p.mu.Lock()
-	c.inUse--
+	if c.inUse--; c.inUse == 0 {
+		c.idleSince = time.Now()
+	}
 	if len(p.waiters) > 0 {
 		p.serveLocked()
 	}
 	p.mu.Unlock()
 }
 
-// use reports for how many exchanges a connection was ever taken, and whether it is taken now.
-func (p *pool) use(c *conn) (opened uint64, busy bool) {
+// retire removes a connection that has not been in use since the given time.
+func (p *pool) retire(c *conn, since time.Time) bool {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	return c.opened, c.inUse > 0
-}
-
-// retire removes a connection if it is not in use.
-func (p *pool) retire(c *conn) bool {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	if c.inUse > 0 {
+	if c.inUse > 0 || c.idleSince.After(since) {
 		return false
 	}
 	p.removeLocked(c)
 	return true
 }
 
-// remove takes a connection out that takes no more streams.
-func (p *pool) remove(c *conn) {
+// remove takes a connection out that takes no more streams, for the given reason. When it never took any, then
+// those who wait have it for their answer: the next connection would fare no better.
+func (p *pool) remove(c *conn, reason error) {
 	p.mu.Lock()
-	p.removeLocked(c)
-	p.serveLocked() // the waiters need another one
+	if p.removeLocked(c) && !c.served {
+		p.refuseLocked(reason)
+	}
+	p.serveLocked() // the others need another connection
 	p.mu.Unlock()
 	p.client.forget(p)
 }
 
-func (p *pool) removeLocked(c *conn) {
-	if i := slices.Index(p.conns, c); i >= 0 {
+func (p *pool) removeLocked(c *conn) bool {
+	i := slices.Index(p.conns, c)
+	if i >= 0 {
 		p.conns = slices.Delete(p.conns, i, i+1)
 	}
+	return i >= 0
 }
 
 // idleLocked reports that nothing refers to the pool.

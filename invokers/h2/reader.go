@@ -59,9 +59,7 @@ func (r countingReader) Read(p []byte) (int, error) {
 	n, err := r.c.nc.Read(p)
 	if n > 0 {
 		r.c.metrics.bytesReceived.Add(float64(n))
-		if !r.c.heard.Load() {
-			r.c.heard.Store(true)
-		}
+		r.c.heard.Store(int64(time.Since(r.c.born)))
 	}
 	return n, err
 }
@@ -179,7 +177,6 @@ func (r *reader) handle(f http2.Frame) error {
 	case *http2.DataFrame:
 		return r.data(f)
 	case *http2.HeadersFrame:
-		r.calm.progress()
 		r.block.begin(f.StreamID, f.StreamEnded())
 		return r.fragment(f.HeaderBlockFragment(), f.HeadersEnded())
 	case *http2.ContinuationFrame:
@@ -202,7 +199,14 @@ func (r *reader) handle(f http2.Frame) error {
 
 // idleFrame counts a frame that brings nothing.
 func (r *reader) idleFrame() error {
-	if !r.calm.take(time.Now()) {
+	if r.calm.take(time.Now()) {
+		return nil
+	}
+	// Exchanges that were cancelled have such frames too: what comes for them is late.
+	r.c.mu.Lock()
+	opened := r.c.mu.nextID / 2
+	r.c.mu.Unlock()
+	if !r.calm.opened(opened) {
 		return errFlood
 	}
 	return nil
@@ -405,7 +409,7 @@ func (r *reader) reset(f *http2.RSTStreamFrame) error {
 	}
 	failure := &transport.Error{Kind: resetKind(f.ErrCode), Endpoint: c.ep, Err: fmt.Errorf("service reset the stream: %v", f.ErrCode)}
 	complete := s.remoteDone
-	if complete && f.ErrCode == http2.ErrCodeNo {
+	if complete {
 		s.stopped = true
 		failure.Err = errStopReading
 	}
@@ -453,7 +457,7 @@ func (r *reader) goAway(f *http2.GoAwayFrame) error {
 		c.endStreamLocked(s, failure)
 	}
 	c.mu.Unlock()
-	c.pool.remove(c)
+	c.pool.remove(c, failure)
 	for _, s := range lost {
 		s.finish(failure)
 	}
@@ -539,8 +543,11 @@ func (r *reader) fragment(p []byte, last bool) error {
 		return peerError{http2.ErrCodeCompression, fmt.Sprintf("decode header block: %v", err)}
 	}
 	s, err := r.c.lookup(b.id)
-	if err != nil || s == nil {
+	if err != nil {
 		return err
+	}
+	if s == nil {
+		return r.idleFrame()
 	}
 	return r.header(s)
 }
@@ -569,7 +576,7 @@ func (r *reader) header(s *stream) error {
 		return nil
 	}
 	resp := transport.Response{Status: b.status, Version: transport.HTTP2, Header: append([]transport.Field(nil), b.fields...)}
-	if v := resp.Get("content-length"); v != "" {
+	if v := resp.Get("content-length"); v != "" && b.status != 204 && b.status != 304 {
 		n, err := strconv.ParseUint(v, 10, 63)
 		if err != nil {
 			r.c.resetStream(s, http2.ErrCodeProtocol, transport.Protocol, fmt.Errorf("content-length %.30q is no number", v))
@@ -577,6 +584,7 @@ func (r *reader) header(s *stream) error {
 		}
 		s.length = int64(n)
 	}
+	r.calm.progress()
 	s.setResponse(resp)
 	r.note(s)
 	if b.end {

@@ -35,7 +35,7 @@ type stream struct {
 	sendWindow int64
 	localDone  bool             // END_STREAM is queued
 	remoteDone bool             // END_STREAM was received
-	stopped    bool             // the peer said that it does not want the rest of the request
+	stopped    bool             // the response is complete and the peer does not want the rest of the request
 	ended      bool             // off the connection
 	blocked    bool             // in c.mu.blocked
 	sendErr    *transport.Error // what Write returns

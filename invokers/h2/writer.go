@@ -1,8 +1,10 @@
 package h2
 
 import (
+	"errors"
 	"fmt"
 	"math/rand/v2"
+	"os"
 	"runtime"
 	"time"
 
@@ -17,16 +19,13 @@ type writer struct {
 	c     *conn
 	spare []byte // swapped with conn.mu.out
 
-	timer  *time.Timer
-	asked  bool      // a PING waits for its answer
-	last   time.Time // of the last tick
-	opened uint64    // conn.opened at the last tick
-	unused time.Duration
+	timer *time.Timer
+	asked time.Time // when the PING was sent that waits for an answer
 }
 
 // writeLoop runs until the connection has ended and its last frames are out.
 func (c *conn) writeLoop() {
-	w := &writer{c: c, last: time.Now()}
+	w := &writer{c: c}
 	w.timer = time.NewTimer(w.interval())
 	defer w.timer.Stop()
 	defer c.pool.client.disown(c)
@@ -100,46 +99,48 @@ func (w *writer) send(batch []byte, last bool) {
 	w.c.metrics.bytesSent.Add(float64(n))
 	w.c.metrics.writes.Inc()
 	if err != nil {
-		w.c.fail(transport.Reset, fmt.Errorf("write to the connection: %w", err))
+		w.failed(err)
 	}
 }
 
-// interval is the time to the next look at a connection that seems well.
+// failed ends the connection after a write that failed. The peer may have told why it hung up, and which exchanges it
+// has not processed, so the reader has a moment to find that first.
+func (w *writer) failed(err error) {
+	if !errors.Is(err, os.ErrDeadlineExceeded) {
+		moment := time.NewTimer(goAwayPatience)
+		defer moment.Stop()
+		select {
+		case <-w.c.done:
+		case <-moment.C:
+		}
+	}
+	w.c.fail(transport.Reset, fmt.Errorf("write to the connection: %w", err))
+}
+
+// interval is how long the connection may be silent.
 func (w *writer) interval() time.Duration {
-	d := min(w.c.cfg.KeepAliveInterval, w.c.cfg.IdleTimeout)
-	return d + rand.N(d/5+1)
+	return w.c.cfg.KeepAliveInterval + rand.N(w.c.cfg.KeepAliveInterval/5+1)
 }
 
 // tick asks a silent connection for a sign of life, and closes one that is dead or that nobody uses.
 func (w *writer) tick() {
-	now := time.Now()
-	elapsed := now.Sub(w.last)
-	w.last = now
-	heard := w.c.heard.Swap(false)
-	switch {
-	case w.asked && !heard:
-		w.c.fail(transport.Timeout, fmt.Errorf("no answer to a ping within %v", w.c.cfg.KeepAliveTimeout))
-	case w.retire(elapsed):
-		w.c.goAway(transport.NotProcessed, http2.ErrCodeNo, errIdle)
-	case heard:
-		w.asked = false
-		w.timer.Reset(w.interval())
+	c, now := w.c, time.Now()
+	heard := c.born.Add(time.Duration(c.heard.Load()))
+	silent := now.Sub(heard)
+	asked := w.asked
+	w.asked = time.Time{}
+	switch interval := w.interval(); {
+	case !asked.IsZero() && heard.Before(asked):
+		c.fail(transport.Timeout, fmt.Errorf("no answer to a ping within %v", c.cfg.KeepAliveTimeout))
+	case c.pool.retire(c, now.Add(-c.cfg.IdleTimeout)):
+		c.goAway(transport.NotProcessed, http2.ErrCodeNo, errIdle)
+	case silent < c.cfg.KeepAliveInterval:
+		w.timer.Reset(interval - silent)
 	default:
-		w.asked = true
-		w.timer.Reset(w.c.cfg.KeepAliveTimeout)
-		w.c.mu.Lock()
-		w.c.mu.out = append(appendFrameHeader(w.c.mu.out, 8, http2.FramePing, 0, 0), make([]byte, 8)...)
-		w.c.mu.Unlock()
+		w.asked = now
+		w.timer.Reset(c.cfg.KeepAliveTimeout)
+		c.mu.Lock()
+		c.mu.out = append(appendFrameHeader(c.mu.out, 8, http2.FramePing, 0, 0), make([]byte, 8)...)
+		c.mu.Unlock()
 	}
-}
-
-// retire takes the connection out of its pool when nobody used it for the idle timeout.
-func (w *writer) retire(elapsed time.Duration) bool {
-	opened, busy := w.c.pool.use(w.c)
-	if busy || opened != w.opened {
-		w.opened, w.unused = opened, 0
-		return false
-	}
-	w.unused += elapsed
-	return w.unused >= w.c.cfg.IdleTimeout && w.c.pool.retire(w.c)
 }

@@ -33,6 +33,8 @@ type Abilities struct {
 	Version string
 	// MaxBody is the size of the largest bodies to try.
 	MaxBody int
+	// Parallel is how many exchanges to try at once: more than one connection carries, where they share one.
+	Parallel int
 }
 
 // Serve starts a service with the handler and a transport that reaches it, and registers their clean-up.
@@ -253,7 +255,7 @@ func (s *suite) large() {
 func (s *suite) concurrent() {
 	s.start(s.echo)
 	var wg sync.WaitGroup
-	for i := range 160 {
+	for i := range s.can.Parallel {
 		wg.Go(func() {
 			if err := s.roundTrip(random(100+i*31, uint64(i))); err != nil {
 				s.t.Errorf("exchange %d: %v", i, err)
