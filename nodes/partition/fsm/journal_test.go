@@ -138,7 +138,7 @@ func TestCalleeAnswersItsCaller(t *testing.T) {
 		t.Fatalf("outbox index %d", back.Index)
 	}
 	as := w.apply(back.Command)
-	w.wantNotified(as, protocol.TypeCallCompletion, "0802321308990312046e6f70651a080a016b12017600"[:0]+notificationHex(2, &invocationpb.Failure{Code: 409, Message: "nope", Metadata: []*invocationpb.Header{{Key: "k", Value: "v"}}}))
+	w.wantNotified(as, protocol.TypeCallCompletion, notificationHex(2, &invocationpb.Failure{Code: 409, Message: "nope", Metadata: []*invocationpb.Header{{Key: "k", Value: "v"}}}))
 }
 
 func notificationHex(completion uint32, f *invocationpb.Failure) string {
