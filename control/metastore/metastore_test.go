@@ -218,6 +218,31 @@ func TestWipedStoreHasAnotherIdentity(t *testing.T) {
 	}
 }
 
+func TestMissingOrSwappedStoreIsRefused(t *testing.T) {
+	dir := t.TempDir()
+	s := open(t, dir)
+	storage := s.Identity().Storage
+	closeServer(t, s)
+	for name, c := range map[string]Config{
+		"wiped":   {Dir: t.TempDir(), Node: 1, ExpectStorage: storage},
+		"swapped": {Dir: dir, Node: 1, ExpectStorage: "another"},
+	} {
+		if _, err := Open(c); !errors.Is(err, ErrLost) {
+			t.Errorf("%s: %v", name, err)
+		}
+		if name == "wiped" {
+			if entries, err := os.ReadDir(c.Dir); err != nil || len(entries) != 0 {
+				t.Errorf("refusing made %v in the directory, %v", entries, err)
+			}
+		}
+	}
+	s, err := Open(Config{Dir: dir, Node: 1, ExpectStorage: storage})
+	if err != nil {
+		t.Fatal(err)
+	}
+	closeServer(t, s)
+}
+
 func TestClosedServer(t *testing.T) {
 	registry := prometheus.NewRegistry()
 	s, err := Open(Config{Dir: t.TempDir(), Node: 1, Registry: registry})

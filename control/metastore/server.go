@@ -50,6 +50,9 @@ type Config struct {
 	// SnapshotThreshold is the number of entries after which a snapshot is taken, and about the number that is kept
 	// in the log after one. Smaller costs more snapshots, larger a longer start. Default 1024.
 	SnapshotThreshold uint64
+	// ExpectStorage is the storage id that the store must have; empty accepts any, and makes a new store where there is
+	// none. A node passes what the marker of its data directory says.
+	ExpectStorage string
 	// NewStorageID makes the identity of a new store. Default: a ULID.
 	NewStorageID func() string
 	// Logger is told of role changes and failures; nil discards.
@@ -132,6 +135,9 @@ func Open(c Config) (*Server, error) {
 	s := &Server{config: c, log: c.Logger, cache: metadata.NewCache(), stop: make(chan struct{}), dead: make(chan struct{}), failed: make(chan struct{})}
 	s.mu.changed = make(chan struct{})
 	s.fsm = newFSM(s.cache, s.fail)
+	if err := c.checkExpected(); err != nil {
+		return nil, err
+	}
 	if s.bolt, err = openBolt(c.Dir); err != nil {
 		return nil, err
 	}
@@ -139,6 +145,25 @@ func Open(c Config) (*Server, error) {
 		return nil, errors.Join(fmt.Errorf("open metadata store in %s: %w", c.Dir, err), s.bolt.Close())
 	}
 	return s, nil
+}
+
+// ErrLost means that the store which the node had is not there.
+var ErrLost = errors.New("metadata store of this node is missing")
+
+// checkExpected refuses to make a new store in place of one that should be there: it would vote anew.
+func (c Config) checkExpected() error {
+	if c.ExpectStorage == "" {
+		return nil
+	}
+	info, err := os.Stat(filepath.Join(c.Dir, logFile))
+	switch {
+	case errors.Is(err, os.ErrNotExist), err == nil && info.Size() == 0:
+		return fmt.Errorf("%w: %s is empty, but node %s had the store %s there: its disk was wiped or is not mounted. Mount the right disk; if the data is lost, remove %s from the metadata group and start a new node with an empty data directory and another name",
+			ErrLost, c.Dir, c.Node, c.ExpectStorage, Identity{c.Node, c.ExpectStorage}.ServerID())
+	case err != nil:
+		return fmt.Errorf("open metadata store: %w", err)
+	}
+	return nil
 }
 
 // openBolt opens the log file. It does not wait for another process that has it open.
@@ -257,6 +282,9 @@ func readIdentity(stable *checkedStable, c Config, state found) (Identity, error
 	}
 	if i.Node != c.Node {
 		return Identity{}, fmt.Errorf("the store belongs to node %s, but this is node %s: the directory was swapped or copied; give each node the directory it was started with before", i.Node, c.Node)
+	}
+	if c.ExpectStorage != "" && i.Storage != c.ExpectStorage {
+		return Identity{}, fmt.Errorf("%w: the store has storage id %s, but node %s had %s: the disk was swapped; mount the right one", ErrLost, i.Storage, c.Node, c.ExpectStorage)
 	}
 	return i, nil
 }
