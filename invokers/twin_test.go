@@ -599,6 +599,17 @@ func (l *memLog) await(id ident.InvocationID, state string) *row {
 	return &r
 }
 
+// awaitAny waits until an invocation is in one of the states.
+func (l *memLog) awaitAny(id ident.InvocationID, states ...string) *row {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	for !slices.Contains(states, l.rows[id].state) {
+		l.cond.Wait()
+	}
+	r := *l.rows[id]
+	return &r
+}
+
 // row gives a copy of an invocation's row.
 func (l *memLog) row(id ident.InvocationID) row {
 	l.mu.Lock()
