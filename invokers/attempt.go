@@ -137,7 +137,7 @@ func (a *attempt) exchange() (*failure, error) {
 // prepare reads the journal, picks the deployment, and reserves memory for the replay.
 func (a *attempt) prepare() (*failure, error) {
 	if a.journal == nil {
-		j, err := a.p.host.ReadJournal(a.inv.id, a.pool.cfg.EagerStateLimit)
+		j, err := a.p.host.ReadJournal(a.inv.id, a.eagerStateLimit())
 		if err != nil {
 			if a.ctx.Err() != nil {
 				return nil, context.Cause(a.ctx)
@@ -159,6 +159,7 @@ func (a *attempt) prepare() (*failure, error) {
 	if r.deployment != nil {
 		a.inv.deployment = r.deployment.ID
 	}
+	a.inv.lazy = r.options.LazyState
 	a.p.mu.Unlock()
 	if f != nil {
 		return f, nil
@@ -173,6 +174,17 @@ func (a *attempt) prepare() (*failure, error) {
 		}
 	}
 	return nil, nil
+}
+
+// eagerStateLimit is how much state is worth reading. The target is only known from the journal, so the first
+// attempt of a handler with lazy state reads it in vain; later ones do not.
+func (a *attempt) eagerStateLimit() int {
+	a.p.mu.Lock()
+	defer a.p.mu.Unlock()
+	if a.inv.lazy {
+		return 0
+	}
+	return a.pool.cfg.EagerStateLimit
 }
 
 var errStale = errors.New("the invocation runs in another incarnation")

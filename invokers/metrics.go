@@ -6,7 +6,8 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 )
 
-// metrics are the pool's; the names are those that dashboards of this protocol's servers match on.
+// metrics are the pool's. Names with restate_ are those that existing dashboards match on; our own additions have our
+// own prefix.
 type metrics struct {
 	enqueued, acquired, released prometheus.Counter
 	requests                     *prometheus.CounterVec
@@ -50,8 +51,8 @@ func newMetrics(reg prometheus.Registerer, p *Pool) (*metrics, error) {
 	for _, c := range []prometheus.Collector{
 		m.enqueued, m.acquired, m.released, m.requests, m.sent, m.received, m.duration, tasks,
 		gauge("restate_invoker_concurrency_limit", "Attempts that may be open at a time.", func() float64 { return float64(p.cfg.ConcurrencyLimit) }),
-		gauge("restate_invoker_queued_invocations", "Invocations that wait for a concurrency slot.", func() float64 { return float64(p.slots.queued()) }),
-		gauge("restate_invoker_memory_bytes", "Bytes that attempts have reserved.", func() float64 { return float64(p.memory.used.Load()) }),
+		gauge("perdure_invoker_queued_invocations", "Invocations that wait for a concurrency slot.", func() float64 { return float64(p.slots.queued()) }),
+		gauge("perdure_invoker_memory_bytes", "Bytes that attempts have reserved.", func() float64 { return float64(p.memory.used.Load()) }),
 	} {
 		if err := reg.Register(c); err != nil {
 			return nil, fmt.Errorf("register invoker metrics: %w", err)

@@ -1166,6 +1166,19 @@ func TestEagerState(t *testing.T) {
 	}
 }
 
+// TestLazyStateIsReadOnce: only the first attempt of a lazy handler reads the state.
+func TestLazyStateIsReadOnce(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		w := newWorld(t, nil, fails(&protocolpb.Error{Code: 500}), echo)
+		id := invocationID(1)
+		w.log.invoke(id, object("lazy", "k"), false)
+		w.log.await(id, "ended")
+		if want := []int{w.pool.cfg.EagerStateLimit, 0}; !reflect.DeepEqual(w.log.limits, want) {
+			t.Errorf("state was read up to %v, want %v", w.log.limits, want)
+		}
+	})
+}
+
 // TestAfterTheLastMessage: what a service still sends is ignored; one that does not end is reset.
 func TestAfterTheLastMessage(t *testing.T) {
 	bubble(t, func(t *testing.T) {

@@ -389,6 +389,7 @@ type memLog struct {
 	refuse   error // returned by Propose
 	blocked  bool  // Propose waits
 	reads    int
+	limits   []int // of eager state
 	readErr  error
 	proposed []proposal
 	loop     sync.WaitGroup
@@ -477,6 +478,7 @@ func (l *memLog) ReadJournal(id ident.InvocationID, limit int) (*Journal, error)
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.reads++
+	l.limits = append(l.limits, limit)
 	if l.readErr != nil {
 		return nil, l.readErr
 	}
