@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"maps"
 	"slices"
 	"strings"
 )
@@ -26,29 +27,22 @@ func checkJSONSchema(raw json.RawMessage) error {
 	return checkSubschema(v)
 }
 
+// checkSubschema checks one schema: an object of keywords, or a boolean.
 func checkSubschema(v any) error {
-	switch v := v.(type) {
-	case []any:
-		for _, e := range v {
-			if err := checkSubschema(e); err != nil {
-				return err
-			}
-		}
-	case map[string]any:
-		names := make([]string, 0, len(v))
-		for name := range v {
-			names = append(names, name)
-		}
-		slices.Sort(names) // the first error must not depend on the map's order
-		for _, name := range names {
-			if err := checkKeyword(name, v[name]); err != nil {
-				return err
-			}
+	keywords, ok := v.(map[string]any)
+	if !ok {
+		return nil
+	}
+	for _, name := range slices.Sorted(maps.Keys(keywords)) { // the first error must not depend on the map's order
+		if err := checkKeyword(name, keywords[name]); err != nil {
+			return err
 		}
 	}
 	return nil
 }
 
+// checkKeyword checks the keywords that matter and goes down into those that hold schemas. All others are annotations or
+// data, whatever they look like.
 func checkKeyword(name string, v any) error {
 	switch name {
 	case "$ref", "$dynamicRef":
@@ -56,24 +50,47 @@ func checkKeyword(name string, v any) error {
 			return errors.New("the schema contains an external reference " + ref +
 				". This is not supported, all schemas uploaded to Restate should be normalized first, bundling the external references.")
 		}
-	case "const", "enum", "default", "examples", "example": // data, not schemas
-		return nil
 	case "type":
-		switch t := v.(type) {
-		case string:
-			return checkType(t)
-		case []any:
-			for _, e := range t {
-				if s, ok := e.(string); ok {
-					if err := checkType(s); err != nil {
-						return err
-					}
-				}
+		return checkTypes(v)
+	case "properties", "patternProperties", "$defs", "definitions", "dependentSchemas":
+		byName, _ := v.(map[string]any)
+		for _, n := range slices.Sorted(maps.Keys(byName)) {
+			if err := checkSubschema(byName[n]); err != nil {
+				return err
 			}
 		}
-		// An object under this name is a property that is called type.
+	case "allOf", "anyOf", "oneOf", "prefixItems", "items":
+		list, ok := v.([]any)
+		if !ok {
+			list = []any{v}
+		}
+		for _, e := range list {
+			if err := checkSubschema(e); err != nil {
+				return err
+			}
+		}
+	case "not", "if", "then", "else", "contains", "propertyNames", "additionalProperties", "additionalItems", "unevaluatedProperties",
+		"unevaluatedItems", "contentSchema":
+		return checkSubschema(v)
 	}
-	return checkSubschema(v)
+	return nil
+}
+
+func checkTypes(v any) error {
+	list, ok := v.([]any)
+	if !ok {
+		list = []any{v}
+	}
+	for _, e := range list {
+		t, ok := e.(string)
+		if !ok {
+			return errors.New("a type is not named by a string")
+		}
+		if err := checkType(t); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 func checkType(t string) error {

@@ -3,6 +3,7 @@ package schema
 import (
 	"encoding/json"
 	"errors"
+	"flag"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -239,6 +240,7 @@ func TestRefusedManifests(t *testing.T) {
 		{h(`{"name":"x","input":{"contentType":"*/x"}}`), Invalid, "", "the handler 'x' input content-type is not valid: can't parse the content-type '*/x': the wildcard format */subType is not supported"},
 		{h(`{"name":"x","input":{"contentType":"application/json","jsonSchema":{"properties":{"a":{"$ref":"http://x/y"}}}}}`), Invalid, "", "the json schema for A/x input is invalid: the schema contains an external reference http://x/y. This is not supported, all schemas uploaded to Restate should be normalized first, bundling the external references."},
 		{h(`{"name":"x","output":{"contentType":"application/json","jsonSchema":{"type":"bogus"}}}`), Invalid, "", `the json schema for A/x output is invalid: "bogus" is not a type of JSON schema`},
+		{h(`{"name":"x","output":{"contentType":"application/json","jsonSchema":{"anyOf":[true,{"items":{"type":7}}]}}}`), Invalid, "", `the json schema for A/x output is invalid: a type is not named by a string`},
 		{h(`{"name":"x","output":{"contentType":"application/json","jsonSchema":3}}`), Invalid, "", `the json schema for A/x output is invalid: 3 is not of types "boolean", "object"`},
 	} {
 		_, err := New(0, DefaultDefaults(), nil).Register(at("http://h:1/"), found(t, c.services), 1, id(1))
@@ -348,6 +350,49 @@ func TestInputRules(t *testing.T) {
 		}
 	}
 }
+
+// A property may have the name of a keyword, and data may look like a schema.
+func TestSchemasThatLookWrongAndAreNot(t *testing.T) {
+	for _, s := range []string{
+		`true`, `{"properties":{"type":true,"$ref":{"type":"string"}}}`, `{"const":{"type":7},"default":{"$ref":"http://x"}}`, `{"x-own":{"type":7}}`,
+		`{"$ref":"#/$defs/a","$defs":{"a":{"type":["string","null"]}}}`,
+	} {
+		register(t, New(0, DefaultDefaults(), nil), at("http://h:1/"), `{"name":"A","ty":"SERVICE","handlers":[{"name":"x","input":{"contentType":"application/json","jsonSchema":`+s+`}}]}`, 1)
+	}
+}
+
+func TestOpenAPI(t *testing.T) {
+	s := `{"name":"O","ty":"VIRTUAL_OBJECT","documentation":"says O","metadata":{"k":"v"},"handlers":[
+		{"name":"add","documentation":"adds","input":{"required":true,"contentType":"application/json","jsonSchema":{"$ref":"#/$defs/n","$defs":{"n":{"type":"integer"},"self":{"$ref":"#"}}}},"output":{"contentType":"text/plain"}},
+		{"name":"hidden","ingressPrivate":true},{"name":"none","ty":"SHARED","input":{},"output":{}}]},
+		{"name":"W","ty":"WORKFLOW","handlers":[{"name":"run","ty":"WORKFLOW"}]}`
+	c := register(t, New(0, DefaultDefaults(), nil), at("http://h:1/"), s, 1).Schema
+	for _, name := range []string{"O", "W"} {
+		v, err := c.Service(name)
+		if err != nil {
+			t.Fatal(err)
+		}
+		got, err := json.MarshalIndent(v.OpenAPI("http://i/"), "", " ")
+		if err != nil {
+			t.Fatal(err)
+		}
+		file := filepath.Join("testdata", "openapi-"+name+".json")
+		if *rewrite {
+			if err := os.WriteFile(file, append(got, '\n'), 0o644); err != nil {
+				t.Fatal(err)
+			}
+		}
+		want, err := os.ReadFile(file)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if string(got)+"\n" != string(want) {
+			t.Errorf("%s differs from the document; read the difference and run with -rewrite:\n%s", file, got)
+		}
+	}
+}
+
+var rewrite = flag.Bool("rewrite", false, "rewrite the golden documents")
 
 func TestOutputRules(t *testing.T) {
 	s := `{"name":"A","ty":"SERVICE","handlers":[{"name":"def"},{"name":"none","output":{}},{"name":"set","output":{"contentType":"text/plain","setContentTypeIfEmpty":true}}]}`
