@@ -7,6 +7,8 @@ import (
 	"net/http/httptest"
 	"testing"
 
+	"github.com/prometheus/client_golang/prometheus"
+	dto "github.com/prometheus/client_model/go"
 	"go.uber.org/goleak"
 
 	"perdure/invokers/transport"
@@ -30,8 +32,38 @@ func newClient(tb testing.TB, change func(*Config)) *Client {
 		if err := c.Close(); err != nil {
 			tb.Error(err)
 		}
+		checkBalance(tb, c)
 	})
 	return c
+}
+
+// checkBalance checks after Close that everything that was opened has ended.
+func checkBalance(tb testing.TB, c *Client) {
+	tb.Helper()
+	if n := value(tb, c.metrics.streamsOpen); n != 0 {
+		tb.Errorf("%v streams are open after Close", n)
+	}
+	if n := value(tb, c.metrics.waiting); n != 0 {
+		tb.Errorf("%v exchanges wait after Close", n)
+	}
+	closed := 0.0
+	metrics := make(chan prometheus.Metric, 100)
+	c.metrics.connsClosed.Collect(metrics)
+	for len(metrics) > 0 {
+		closed += value(tb, <-metrics)
+	}
+	if opened := value(tb, c.metrics.connsOpened); opened != closed {
+		tb.Errorf("%v connections were opened, %v closed", opened, closed)
+	}
+}
+
+func value(tb testing.TB, m prometheus.Metric) float64 {
+	tb.Helper()
+	var out dto.Metric
+	if err := m.Write(&out); err != nil {
+		tb.Fatal(err)
+	}
+	return out.GetGauge().GetValue() + out.GetCounter().GetValue()
 }
 
 func parse(tb testing.TB, url string, http11 bool) transport.Endpoint {

@@ -29,7 +29,7 @@ const (
 	readBufferSize = 32 << 10
 	maxControl     = 64 << 10 // answers to control frames that wait for the socket
 	goAwayPatience = time.Second
-	keepBuffer     = 64 << 10 // larger send buffers are dropped when the connection goes quiet
+	keepBuffer     = 64 << 10 // larger send buffers are dropped at the next tick of the writer
 )
 
 // conn is one HTTP/2 connection. Two goroutines belong to it: the reader takes frames apart and hands bytes to
@@ -41,6 +41,8 @@ type conn struct {
 	pool    *pool
 	ep      string // for messages
 	nc      net.Conn
+	// canceled is what calls on a cancelled exchange return; one for all, because every exchange ends with Cancel.
+	canceled *transport.Error
 
 	// limit is how many exchanges may use the connection at once: the smaller of the peer's
 	// MAX_CONCURRENT_STREAMS and ours.
@@ -103,6 +105,7 @@ func newConn(p *pool, nc net.Conn) *conn {
 		born:    time.Now(),
 	}
 	c.idleSince = c.born
+	c.canceled = &transport.Error{Kind: transport.Canceled, Endpoint: c.ep, Err: errCanceled}
 	c.limit.Store(int32(c.cfg.MaxStreamsPerConn))
 	c.mu.streams = make(map[uint32]*stream)
 	c.mu.nextID = 1

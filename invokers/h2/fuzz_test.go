@@ -61,12 +61,7 @@ func FuzzPeer(f *testing.F) {
 		if err := c.Close(); err != nil {
 			t.Fatal(err)
 		}
-		for _, p := range c.pools {
-			if p.mu.Lock(); len(p.conns)+len(p.waiters)+p.dialing > 0 {
-				t.Error("pool is in use after Close")
-			}
-			p.mu.Unlock()
-		}
+		checkBalance(t, c)
 	})
 }
 

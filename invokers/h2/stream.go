@@ -353,11 +353,11 @@ func (s *stream) signalReadable() {
 
 // Cancel implements transport.Stream.
 func (s *stream) Cancel() {
-	s.abort(&transport.Error{Kind: transport.Canceled, Endpoint: s.c.ep, Err: errCanceled})
+	s.abort(s.c.canceled)
 	s.recv.Lock()
 	dropped := s.recv.buf.drop()
 	if s.recv.err == nil || s.recv.err == io.EOF && dropped > 0 {
-		s.recv.err = &transport.Error{Kind: transport.Canceled, Endpoint: s.c.ep, Err: errCanceled}
+		s.recv.err = s.c.canceled
 	}
 	s.recv.Unlock()
 	s.c.consumed(dropped)

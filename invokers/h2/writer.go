@@ -53,13 +53,7 @@ func (w *writer) next() (batch []byte, over bool) {
 			return batch, over
 		}
 		c.mu.quiet = true
-		if cap(c.mu.out) > keepBuffer {
-			c.mu.out = nil
-		}
 		c.mu.Unlock()
-		if cap(w.spare) > keepBuffer {
-			w.spare = nil
-		}
 		w.wait()
 	}
 }
@@ -122,8 +116,21 @@ func (w *writer) interval() time.Duration {
 	return w.c.cfg.KeepAliveInterval + rand.N(w.c.cfg.KeepAliveInterval/5+1)
 }
 
+// shrink gives large buffers back; after a burst they are not needed for long.
+func (w *writer) shrink() {
+	if cap(w.spare) > keepBuffer {
+		w.spare = nil
+	}
+	w.c.mu.Lock()
+	defer w.c.mu.Unlock()
+	if len(w.c.mu.out) == 0 && cap(w.c.mu.out) > keepBuffer {
+		w.c.mu.out = nil
+	}
+}
+
 // tick asks a silent connection for a sign of life, and closes one that is dead or that nobody uses.
 func (w *writer) tick() {
+	w.shrink()
 	c, now := w.c, time.Now()
 	heard := c.born.Add(time.Duration(c.heard.Load()))
 	silent := now.Sub(heard)
