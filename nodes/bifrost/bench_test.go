@@ -3,6 +3,7 @@ package bifrost
 import (
 	"slices"
 	"sync"
+	"syscall"
 	"testing"
 	"time"
 
@@ -46,6 +47,7 @@ func benchmarkAppendRead(b *testing.B, logs, writers int) {
 	var latencies []time.Duration
 	b.ReportAllocs()
 	b.ResetTimer()
+	cpu := cpuTime(b)
 	var work sync.WaitGroup
 	for w := range writers {
 		count := b.N / writers
@@ -71,6 +73,7 @@ func benchmarkAppendRead(b *testing.B, logs, writers int) {
 	}
 	work.Wait()
 	b.StopTimer()
+	b.ReportMetric(float64((cpuTime(b)-cpu).Nanoseconds())/1000/float64(b.N), "cpu-µs/rec")
 	close(stop)
 	readers.Wait()
 	slices.Sort(latencies)
@@ -86,6 +89,45 @@ type flight struct {
 	read  chan time.Duration
 }
 
+// cpuTime is the processor time, user and system, that the process has used.
+func cpuTime(b *testing.B) time.Duration {
+	var u syscall.Rusage
+	if err := syscall.Getrusage(syscall.RUSAGE_SELF, &u); err != nil {
+		b.Fatal(err)
+	}
+	return time.Duration(u.Utime.Nano() + u.Stime.Nano())
+}
+
 func BenchmarkAppendRead1(b *testing.B)   { benchmarkAppendRead(b, 1, 1) }
 func BenchmarkAppendRead64(b *testing.B)  { benchmarkAppendRead(b, 24, 64) }
 func BenchmarkAppendRead512(b *testing.B) { benchmarkAppendRead(b, 24, 512) }
+
+// BenchmarkReplay reads a log from the store, as after a restart.
+func BenchmarkReplay(b *testing.B) {
+	n := single(b, b.TempDir())
+	a := n.Appender(1, AppenderOptions{})
+	const records = 100_000
+	for i := 0; i < records; i += 1000 {
+		batch := make([]Record, 1000)
+		for j := range batch {
+			batch[j].Payload = make([]byte, 300)
+		}
+		done := make(chan error, 1)
+		if err := a.Append(batch, func(_ cluster.LSN, err error) { done <- err }); err != nil {
+			b.Fatal(err)
+		}
+		if err := <-done; err != nil {
+			b.Fatal(err)
+		}
+	}
+	n.cache.release(cluster.NewLogletID(1, 0), records+1)
+	b.ResetTimer()
+	b.ReportAllocs()
+	for range b.N {
+		r := n.Reader(1, 1)
+		for readNext(b, r).LSN < records {
+		}
+		r.Close()
+	}
+	b.ReportMetric(float64(b.N)*records/b.Elapsed().Seconds(), "rec/s")
+}

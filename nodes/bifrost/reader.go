@@ -65,7 +65,8 @@ const readBytes = 512 << 10
 // any. While the local node sequences the log, records come from memory.
 type Reader struct {
 	log     *logState
-	trigger chan struct{} // 1-buffered: something may have changed
+	trigger chan struct{}     // 1-buffered: something may have changed
+	keys    *cluster.KeyRange // nil: all records
 
 	mu     sync.Mutex
 	next   cluster.LSN // position to be delivered next
@@ -91,7 +92,17 @@ type fetchState struct {
 
 // Reader returns a reader that begins at from; LSN 0 is taken as the oldest. It must be closed.
 func (b *Bifrost) Reader(log cluster.LogID, from cluster.LSN) *Reader {
-	r := &Reader{log: b.log(log), trigger: make(chan struct{}, 1), next: max(from, cluster.OldestLSN)}
+	return b.reader(log, from, nil)
+}
+
+// FilteredReader is a Reader that leaves out the keyed records whose key is outside of keys; they
+// show as filtered gaps, so that their positions still count as read.
+func (b *Bifrost) FilteredReader(log cluster.LogID, from cluster.LSN, keys cluster.KeyRange) *Reader {
+	return b.reader(log, from, &keys)
+}
+
+func (b *Bifrost) reader(log cluster.LogID, from cluster.LSN, keys *cluster.KeyRange) *Reader {
+	r := &Reader{log: b.log(log), trigger: make(chan struct{}, 1), keys: keys, next: max(from, cluster.OldestLSN)}
 	if !r.log.addReader(r) {
 		r.closed = true
 	}
@@ -127,13 +138,28 @@ func (r *Reader) TryNext() (Entry, bool, error) {
 			return Entry{}, false, nil
 		}
 	}
-	e := Entry{Kind: Data, LSN: r.next, To: r.next, Record: r.run[0]}
-	r.run = r.run[1:]
-	r.next++
+	e := r.takeEntry()
 	if len(r.run) == 0 && r.cached {
 		r.log.consumed(r.seg.id, r.seg.offsetOf(r.next))
 	}
 	return e, true, nil
+}
+
+// takeEntry takes the next record off the run, or a gap for those that the filter leaves out.
+func (r *Reader) takeEntry() Entry {
+	first, skip := r.next, 0
+	for r.keys != nil && skip < len(r.run) && r.run[skip].Keyed && !r.keys.Contains(cluster.PartitionKey(r.run[skip].Key)) {
+		skip++
+	}
+	if skip > 0 {
+		r.run = r.run[skip:]
+		r.next += cluster.LSN(skip)
+		return Entry{Kind: FilteredGap, LSN: first, To: r.next - 1}
+	}
+	e := Entry{Kind: Data, LSN: first, To: first, Record: r.run[0]}
+	r.run = r.run[1:]
+	r.next++
+	return e
 }
 
 // Close ends the reader. Idempotent.

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"log/slog"
 	"os"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -490,5 +491,31 @@ func TestTrimGap(t *testing.T) {
 	}
 	if p, err := n.TrimPoint(deadline(t), 1); p != 6 || err != nil {
 		t.Errorf("trim point %d, %v; want 6", p, err)
+	}
+}
+
+func TestFilteredReader(t *testing.T) {
+	n := single(t, t.TempDir())
+	a := n.Appender(1, AppenderOptions{})
+	done := make(chan error, 1)
+	records := make([]Record, 8)
+	for i := range records {
+		records[i] = Record{Key: uint64(i), Keyed: i != 1, Payload: []byte("x")}
+	}
+	if err := a.Append(records, func(_ cluster.LSN, err error) { done <- err }); err != nil {
+		t.Fatal(err)
+	}
+	if err := <-done; err != nil {
+		t.Fatal(err)
+	}
+	r := n.FilteredReader(1, 1, cluster.KeyRange{Start: 4, End: 5})
+	var got []string
+	for len(got) < 5 {
+		e := readNext(t, r)
+		got = append(got, fmt.Sprintf("%v %d-%d", e.Kind, e.LSN, e.To))
+	}
+	want := []string{"filtered gap 1-1", "data 2-2", "filtered gap 3-4", "data 5-5", "data 6-6"}
+	if !slices.Equal(got, want) {
+		t.Errorf("read %q, want %q", got, want)
 	}
 }

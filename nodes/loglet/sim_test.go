@@ -48,6 +48,7 @@ type simSegment struct {
 	seq     *Sequencer   // nil when its process has crashed
 	seqLife int
 	acked   map[cluster.Offset]string
+	trimmed cluster.Offset // highest trim point that was asked for
 	tail    cluster.Offset // as recorded in the chain, 0 while open
 	sealed  cluster.Offset // highest sealed tail that any finder reported
 }
@@ -171,6 +172,8 @@ func (sv *simServer) handle(s *sim, from cluster.GenNodeID, m transport.Message,
 		sv.core.Info(reply, r, out)
 	case *logserver.WaitTailRequest:
 		sv.core.WaitTail(reply, r, out)
+	case *logserver.TrimRequest:
+		sv.core.Trim(reply, r, out)
 	case *logserver.ReadRequest:
 		rng, state := sv.core.Readable(r.Header, r.From, r.To, out)
 		res := &logserver.ReadReply{StateReply: state, Next: rng.From}
@@ -232,6 +235,13 @@ func (sv *simServer) persist(s *sim) *logserver.Write {
 		sv.meta.LocalTail = max(sv.meta.LocalTail, w.Next())
 	case logserver.WriteSeal:
 		sv.meta.Sealed = true
+	case logserver.WriteTrim:
+		sv.meta.TrimPoint = w.TrimPoint
+		for o := range sv.records {
+			if o <= w.TrimPoint {
+				delete(sv.records, o)
+			}
+		}
 	}
 	sv.meta.GlobalTail = max(sv.meta.GlobalTail, w.GlobalTail)
 	return w
@@ -429,7 +439,7 @@ func (s *sim) checkSealed(index int, tail cluster.Offset) {
 			s.fatalf("segment %d was found sealed at %d but %d was acknowledged", index, tail, o)
 		}
 	}
-	for o := cluster.Offset(1); o < tail; o++ {
+	for o := seg.trimmed + 1; o < tail; o++ {
 		var has cluster.Members
 		content := ""
 		for i, sv := range seg.servers {
@@ -463,6 +473,28 @@ func (s *sim) reconfigure() {
 		seg.tail = res.Tail
 		s.begin()
 	})
+}
+
+// trim asks for the deletion of something that was acknowledged, on all servers or only some.
+func (s *sim) trim() {
+	index := len(s.segments) - 1 - s.rng.IntN(min(2, len(s.segments)))
+	seg := s.segments[index]
+	if len(seg.acked) == 0 {
+		return
+	}
+	global := cluster.Offset(1)
+	for o := range seg.acked {
+		global = max(global, o+1)
+	}
+	upTo := 1 + cluster.Offset(s.rng.IntN(int(global-1)))
+	seg.trimmed = max(seg.trimmed, upTo)
+	s.logf("segment %d is trimmed to %d, committed tail %d", index, upTo, global)
+	for _, sv := range seg.servers {
+		if s.rng.IntN(4) > 0 {
+			m := &logserver.TrimRequest{Header: logserver.Header{Loglet: seg.params.ID, KnownGlobalTail: global}, UpTo: upTo}
+			s.call(sv, cluster.GenNodeID{ID: 200, Generation: 1}, m, func(transport.Message, error) {})
+		}
+	}
 }
 
 // fault does something bad to a random segment of the last two.
@@ -521,6 +553,10 @@ func (s *sim) run(steps int) {
 			}
 		case 3, 4:
 			s.append(len(s.segments) - 1)
+		case 6:
+			if s.rng.IntN(30) == 0 {
+				s.trim()
+			}
 		case 5:
 			if len(s.segments) > 1 { // a sequencer that does not know that it was replaced
 				s.append(len(s.segments) - 2)
@@ -582,7 +618,7 @@ func TestSimulation(t *testing.T) {
 		newSim(t, seed).run(4000)
 		return
 	}
-	seeds := 300
+	seeds := 120
 	if many, err := strconv.Atoi(os.Getenv("PERDURE_SEEDS")); err == nil {
 		seeds = many
 	}

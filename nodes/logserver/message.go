@@ -117,8 +117,6 @@ type ReadRequest struct {
 	From, To cluster.Offset
 	// MaxBytes limits the answer; at least one record is returned when there is one.
 	MaxBytes int
-	// Filter, when set, leaves out keyed records whose key lies outside of the range.
-	Filter *cluster.KeyRange
 }
 
 // DigestRequest asks which offsets of [From, To) the server holds.
@@ -148,10 +146,8 @@ type ReadReply struct {
 	// TrimmedTo, when not 0, says that the offsets from the request's From to TrimmedTo (inclusive) are trimmed.
 	TrimmedTo cluster.Offset
 	// Records have growing offsets. A jump between two of them, or before the first, is a hole on
-	// this server unless it lies in Filtered.
+	// this server.
 	Records []Found
-	// Filtered are the ranges that were left out by the filter.
-	Filtered []Range
 	// Next is where to continue; everything before it was looked at.
 	Next cluster.Offset
 }

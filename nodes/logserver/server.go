@@ -311,7 +311,10 @@ func (s *Server) read(r *ReadRequest, reply transport.ReplyFunc) {
 	}
 	res.StateReply, res.Next = state, next
 	res.setTrimmed(r.From, state.TrimPoint)
-	res.fill(r, found)
+	for len(found) > 0 && found[0].Offset <= res.TrimmedTo {
+		found = found[1:]
+	}
+	res.Records = found
 	reply(res, nil)
 }
 
@@ -319,29 +322,6 @@ func (r *ReadReply) setTrimmed(from, trim cluster.Offset) {
 	if from <= trim {
 		r.TrimmedTo = trim
 		r.Next = max(r.Next, trim+1)
-	}
-}
-
-// fill sets the records above the trim point that pass the filter.
-func (r *ReadReply) fill(req *ReadRequest, found []Found) {
-	for len(found) > 0 && found[0].Offset <= r.TrimmedTo {
-		found = found[1:]
-	}
-	if req.Filter == nil {
-		r.Records = found
-		return
-	}
-	for i := range found {
-		f := &found[i]
-		if !f.Record.Keyed || req.Filter.Contains(cluster.PartitionKey(f.Record.Key)) {
-			r.Records = append(r.Records, *f)
-			continue
-		}
-		if n := len(r.Filtered); n > 0 && r.Filtered[n-1].To == f.Offset {
-			r.Filtered[n-1].To++
-		} else {
-			r.Filtered = append(r.Filtered, Range{f.Offset, f.Offset + 1})
-		}
 	}
 }
 
