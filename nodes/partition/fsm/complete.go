@@ -258,6 +258,9 @@ func (m *Machine) remove(r *row, res *invocationpb.Result) error {
 	if err != nil {
 		return err
 	}
+	if err := m.dropAwaited(r); err != nil { // one that was restarted as new has copied completions
+		return err
+	}
 	if err := m.deleteJournal(r); err != nil {
 		return err
 	}

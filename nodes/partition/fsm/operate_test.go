@@ -297,3 +297,22 @@ func TestRestartAsNew(t *testing.T) {
 	other[23] ^= 1
 	w.wantReply(w.apply(restart(run, other, 0)), recordpb.Reply_UNSUPPORTED)
 }
+
+// A restarted invocation brings completions along. Taken back out of the inbox it must not leave them.
+func TestRestartedInvocationIsTakenBackWhole(t *testing.T) {
+	for _, verb := range []func(ident.InvocationID) *recordpb.Command{cancel, kill} {
+		w := newWorld(t)
+		old := w.started(retained(request(objectTarget("k", schema.Exclusive), 1), 1000, 1000))
+		w.effects(old, rawEntry(protocol.TypeRun, []byte{0x58, 1}), runResult(1, success(nil)), output("x"), end())
+		holder := w.started(request(objectTarget("k", schema.Exclusive), 2))
+		again := old
+		again[23] ^= 1
+		w.apply(restart(old, again, 1))
+		w.wantStatus(again, storepb.Invocation_INBOXED)
+		w.apply(verb(again))
+		w.effects(holder, output("x"), end())
+		w.apply(purge(old, false, false))
+		w.wantEmpty(invocationTables...)
+		w.wantEmpty(keyspace.TagLock, keyspace.TagInbox)
+	}
+}
