@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"math/rand/v2"
 	"os"
 	"path/filepath"
 	"strings"
@@ -12,6 +13,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/hashicorp/raft"
 	"github.com/prometheus/client_golang/prometheus"
 	"go.uber.org/goleak"
 
@@ -179,11 +181,14 @@ func TestHalfBootstrappedStoreRecovers(t *testing.T) {
 	s := open(t, dir)
 	identity := s.Identity()
 	closeServer(t, s)
-	bolt, err := openBolt(dir)
+	bolt, err := openBolt(Config{Dir: dir, Node: 1})
 	if err != nil {
 		t.Fatal(err)
 	}
-	stable := &checkedStable{inner: bolt, failed: func(error) {}}
+	stable, err := openStable(bolt, func(error) {})
+	if err != nil {
+		t.Fatal(err)
+	}
 	if err := errors.Join(stable.SetUint64(keyCurrentTerm, 1), bolt.Close()); err != nil {
 		t.Fatal(err)
 	}
@@ -336,7 +341,7 @@ func TestSnapshotsAndTruncation(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	if first, err := s.bolt.FirstIndex(); err != nil || first < 40 {
+	if first, err := s.logs.FirstIndex(); err != nil || first < 40 {
 		t.Errorf("the log still begins at %d, %v", first, err)
 	}
 	closeServer(t, s)
@@ -388,6 +393,104 @@ func TestDamagedSnapshotIsRefused(t *testing.T) {
 	}
 	s = openReady(t, lost) // the log still has everything
 	expect(t, s, "k", "v", 1)
+}
+
+// Whatever single byte of the file changes: either opening fails, or all that was written is read as it was.
+func TestEveryFlippedByteIsNoticed(t *testing.T) {
+	dir := t.TempDir()
+	s := openReady(t, dir)
+	want := map[uint64]string{}
+	for i := range 20 {
+		mustPut(t, s, fmt.Sprint("key", i), strings.Repeat(fmt.Sprint("value", i), 20))
+	}
+	closeServer(t, s)
+	check := func(dir string) (found map[uint64]string, err error) {
+		defer recoverDamage(&err)
+		defer trapFaults()()
+		bolt, err := openBolt(Config{Dir: dir, Node: 1})
+		if err != nil {
+			return nil, err
+		}
+		defer bolt.Close()
+		logs, err := openLog(bolt, func(error) {})
+		if err != nil {
+			return nil, err
+		}
+		stable, err := openStable(bolt, func(error) {})
+		if err != nil {
+			return nil, err
+		}
+		snaps, err := raft.NewFileSnapshotStoreWithLogger(dir, snapshotsKept, newRaftLogger(slog.New(slog.DiscardHandler)))
+		if err != nil {
+			return nil, err
+		}
+		_, err = verifyStores(logs, stable, snaps, filepath.Join(dir, snapshotsDir))
+		if err != nil {
+			return nil, err
+		}
+		if _, err := readIdentity(stable, Config{Node: 1}); err != nil {
+			return nil, err
+		}
+		found = map[uint64]string{}
+		last, err := logs.LastIndex()
+		if err != nil {
+			return nil, err
+		}
+		for i := uint64(1); i <= last; i++ {
+			var l raft.Log
+			if err := logs.GetLog(i, &l); err != nil {
+				return nil, err
+			}
+			found[i] = fmt.Sprint(l.Term, l.Type, string(l.Data))
+		}
+		vote, err := stable.Get(keyVoteFor)
+		if err != nil {
+			return nil, err
+		}
+		term, err := stable.GetUint64(keyCurrentTerm)
+		found[0] = fmt.Sprint(term, string(vote))
+		return found, err
+	}
+	want, err := check(dir)
+	if err != nil || len(want) < 20 {
+		t.Fatalf("undamaged store: %d entries, %v", len(want), err)
+	}
+	original, err := os.ReadFile(filepath.Join(dir, logFile))
+	if err != nil {
+		t.Fatal(err)
+	}
+	damaged := copyDir(t, dir)
+	path := filepath.Join(damaged, logFile)
+	noticed, tried := 0, 0
+	const step = 97
+	seed := rand.Uint64()
+	t.Logf("seed %d", seed)
+	for at := int(seed % step); at < len(original); at += step {
+		if original[at] == 0 && at%(8*step) != 0 {
+			continue // mostly unused space
+		}
+		data := append([]byte(nil), original...)
+		data[at] ^= 1 << (at % 8)
+		if err := os.WriteFile(path, data, 0o600); err != nil {
+			t.Fatal(err)
+		}
+		tried++
+		found, err := check(damaged)
+		if err != nil {
+			noticed++
+			if err := os.Remove(path); err != nil { // a panicking bbolt keeps its lock on the old file
+				t.Fatal(err)
+			}
+			continue
+		}
+		if fmt.Sprint(found) != fmt.Sprint(want) {
+			t.Fatalf("with byte %d of %d flipped the store reads as something else:\n got %v\nwant %v", at, len(original), found, want)
+		}
+	}
+	t.Logf("noticed %d of %d flips in %d bytes, the others were in unused space", noticed, tried, len(original))
+	if noticed == 0 {
+		t.Error("no flip was noticed")
+	}
 }
 
 // A server whose disk fails stops, says so, and answers nobody with data afterwards.

@@ -22,7 +22,6 @@ import (
 	"github.com/oklog/ulid/v2"
 	"github.com/prometheus/client_golang/prometheus"
 	"go.etcd.io/bbolt"
-	bolterrors "go.etcd.io/bbolt/errors"
 
 	"perdure/control/cluster"
 	"perdure/control/metadata"
@@ -99,6 +98,7 @@ type Server struct {
 	identity  Identity
 	log       *slog.Logger
 	bolt      *raftboltdb.BoltStore
+	logs      *checkedLog
 	transport transport
 	raft      *raft.Raft
 	fsm       *fsm
@@ -138,7 +138,7 @@ func Open(c Config) (*Server, error) {
 	if err := c.checkExpected(); err != nil {
 		return nil, err
 	}
-	if s.bolt, err = openBolt(c.Dir); err != nil {
+	if s.bolt, err = openBolt(c); err != nil {
 		return nil, err
 	}
 	if err := s.start(); err != nil {
@@ -166,30 +166,56 @@ func (c Config) checkExpected() error {
 	return nil
 }
 
-// openBolt opens the log file. It does not wait for another process that has it open.
-func openBolt(dir string) (store *raftboltdb.BoltStore, err error) {
+// openBolt opens the log file, or creates it. It does not wait for another process that has it open.
+func openBolt(c Config) (store *raftboltdb.BoltStore, err error) {
 	defer recoverDamage(&err)
 	defer trapFaults()()
-	path := filepath.Join(dir, logFile)
-	if err := os.MkdirAll(filepath.Join(dir, snapshotsDir), 0o700); err != nil {
-		return nil, fmt.Errorf("create metadata directory: %w", err)
+	path := filepath.Join(c.Dir, logFile)
+	if _, err := os.Stat(path); errors.Is(err, os.ErrNotExist) {
+		if err := createBolt(c, path); err != nil {
+			return nil, fmt.Errorf("create metadata store in %s: %w", c.Dir, err)
+		}
 	}
-	if err := verifyBoltMetas(path); err != nil {
+	if err := verifyBoltFile(path); err != nil {
 		return nil, err
 	}
-	store, err = raftboltdb.New(raftboltdb.Options{Path: path, BoltOptions: &bbolt.Options{Timeout: 100 * time.Millisecond}})
-	switch {
-	case errors.Is(err, bolterrors.ErrTimeout):
-		return nil, fmt.Errorf("metadata directory %s is in use by another process", dir)
-	case errors.Is(err, bolterrors.ErrInvalid), errors.Is(err, bolterrors.ErrChecksum), errors.Is(err, bolterrors.ErrVersionMismatch):
-		return nil, fmt.Errorf("open %s: %w: %w", path, ErrDamaged, err)
-	case err != nil:
-		return nil, fmt.Errorf("open %s: %w", path, err)
-	}
-	if err := errors.Join(syncDir(dir), syncDir(filepath.Dir(dir))); err != nil {
-		return nil, errors.Join(err, store.Close())
+	return newBolt(path)
+}
+
+func newBolt(path string) (*raftboltdb.BoltStore, error) {
+	store, err := raftboltdb.New(raftboltdb.Options{Path: path, BoltOptions: &bbolt.Options{Timeout: lockTimeout}})
+	if err != nil {
+		return nil, boltError(path, err)
 	}
 	return store, nil
+}
+
+// createBolt makes the log file with an empty log and a new identity under another name and then renames it, so that a
+// file which exists is complete.
+func createBolt(c Config, path string) error {
+	if err := os.MkdirAll(filepath.Join(c.Dir, snapshotsDir), 0o700); err != nil {
+		return err
+	}
+	temporary := path + ".new"
+	if err := os.Remove(temporary); err != nil && !errors.Is(err, os.ErrNotExist) {
+		return err
+	}
+	identity, err := json.Marshal(Identity{Node: c.Node, Storage: c.NewStorageID()})
+	if err != nil {
+		return err
+	}
+	store, err := newBolt(temporary)
+	if err != nil {
+		return err
+	}
+	err = errors.Join(createLog(store), createStable(store, identity))
+	if err := errors.Join(err, store.Close()); err != nil {
+		return err
+	}
+	if err := os.Rename(temporary, path); err != nil {
+		return err
+	}
+	return errors.Join(syncDir(c.Dir), syncDir(filepath.Dir(c.Dir)))
 }
 
 // syncDir makes the names in a directory durable.
@@ -204,15 +230,20 @@ func syncDir(dir string) error {
 func (s *Server) start() (err error) {
 	defer recoverDamage(&err)
 	defer trapFaults()()
-	logs := &checkedLog{inner: s.bolt, failed: s.fail}
-	stable := &checkedStable{inner: s.bolt, failed: s.fail}
+	if s.logs, err = openLog(s.bolt, s.fail); err != nil {
+		return err
+	}
+	stable, err := openStable(s.bolt, s.fail)
+	if err != nil {
+		return err
+	}
 	logger := newRaftLogger(s.log)
 	snapshots := filepath.Join(s.config.Dir, snapshotsDir)
 	snaps, err := raft.NewFileSnapshotStoreWithLogger(s.config.Dir, snapshotsKept, logger)
 	if err != nil {
 		return err
 	}
-	state, err := verifyStores(logs, stable, snaps, snapshots)
+	state, err := verifyStores(s.logs, stable, snaps, snapshots)
 	if err != nil {
 		return err
 	}
@@ -221,10 +252,10 @@ func (s *Server) start() (err error) {
 			return err
 		}
 	}
-	if s.identity, err = readIdentity(stable, s.config, state); err != nil {
+	if s.identity, err = readIdentity(stable, s.config); err != nil {
 		return err
 	}
-	cached, err := raft.NewLogCache(512, logs)
+	cached, err := raft.NewLogCache(512, s.logs)
 	if err != nil {
 		return err
 	}
@@ -260,21 +291,11 @@ func (s *Server) raftConfig(logger *raftLogger) *raft.Config {
 	return c
 }
 
-// readIdentity reads or creates the identity of the store.
-func readIdentity(stable *checkedStable, c Config, state found) (Identity, error) {
+// readIdentity reads the identity of the store and refuses one that is not the node's.
+func readIdentity(stable *checkedStable, c Config) (Identity, error) {
 	data, err := stable.Get(keyIdentity)
-	if errors.Is(err, errKeyNotFound) {
-		if !state.fresh {
-			return Identity{}, fmt.Errorf("%w: it has a log but no identity", ErrDamaged)
-		}
-		i := Identity{Node: c.Node, Storage: c.NewStorageID()}
-		if data, err = json.Marshal(i); err != nil {
-			return Identity{}, err
-		}
-		return i, stable.Set(keyIdentity, data)
-	}
 	if err != nil {
-		return Identity{}, err
+		return Identity{}, fmt.Errorf("%w: it has no identity", ErrDamaged)
 	}
 	var i Identity
 	if err := json.Unmarshal(data, &i); err != nil {

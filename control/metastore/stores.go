@@ -1,10 +1,14 @@
 package metastore
 
 import (
+	"bytes"
 	"encoding/binary"
 	"errors"
 	"fmt"
 	"hash/crc32"
+	"maps"
+	"math"
+	"slices"
 	"sync"
 
 	"github.com/hashicorp/raft"
@@ -14,30 +18,80 @@ import (
 // ErrDamaged means that what is on disk is not what was written. The store does not run on it.
 var ErrDamaged = errors.New("metadata store is damaged")
 
-// Keys under which raft keeps its term and vote.
+// Keys under which raft keeps its term and vote, and ours.
 var (
-	keyCurrentTerm  = []byte("CurrentTerm")
-	keyVoteTerm     = []byte("LastVoteTerm")
-	keyVoteFor      = []byte("LastVoteCand")
-	keyVote         = []byte("Vote") // ours: term and candidate in one value
-	keyIdentity     = []byte("Identity")
-	errKeyNotFound  = raftboltdb.ErrKeyNotFound // raft compares its text
-	logTrailerBytes = 8
+	keyCurrentTerm = []byte("CurrentTerm")
+	keyVoteTerm    = []byte("LastVoteTerm")
+	keyVoteFor     = []byte("LastVoteCand")
+	keyIdentity    = []byte("Identity")
+	keyState       = []byte("State") // under which all others are stored, as one value
 )
 
-// checkedLog is a raft.LogStore that seals each entry with a checksum and verifies it whenever the entry is read.
-// bbolt does not notice when a page of data changes on disk. The seal follows the entry's data:
+var errKeyNotFound = raftboltdb.ErrKeyNotFound // raft compares its text
+
+// bounds are the first and the last entry of the log, both 0 for an empty one.
+type bounds struct{ first, last uint64 }
+
+// checkedLog is a raft.LogStore that seals each entry with a checksum and verifies it whenever the entry is read. bbolt
+// does not notice when a page of data changes on disk. The seal follows the entry's data:
 //
 //	"PL" | format 1 | 0 | CRC-32C of index, term, type, extensions and data, 4 bytes little endian
+//
+// Entries can also vanish, when what changes is a count or a pointer. Therefore an entry of index 0, which raft does not
+// use, holds the bounds of the log; it is written in the same transaction as the entries that move them.
+//
+// Writes come from raft's main goroutine, reads also from others.
 type checkedLog struct {
 	inner raft.LogStore
 	// failed is told of damage, and of failed writes, after which the state of the disk is not known.
 	failed func(error)
+
+	mu     sync.Mutex
+	bounds bounds
 }
 
-var _ raft.LogStore = (*checkedLog)(nil)
+var (
+	_ raft.LogStore          = (*checkedLog)(nil)
+	_ raft.MonotonicLogStore = (*checkedLog)(nil)
+)
 
 var logSeal = [4]byte{'P', 'L', 1, 0}
+
+const logSealBytes = 8
+
+// createLog writes the bounds of an empty log.
+func createLog(inner raft.LogStore) error {
+	return inner.StoreLog(sealed(boundsEntry(bounds{})))
+}
+
+// openLog reads the bounds and removes what an interrupted truncation has left outside of them.
+func openLog(inner raft.LogStore, failed func(error)) (*checkedLog, error) {
+	c := &checkedLog{inner: inner, failed: failed}
+	var entry raft.Log
+	if err := c.read(0, &entry); err != nil {
+		return nil, err
+	}
+	if len(entry.Data) != 16 {
+		return nil, c.damaged(0, "it has no bounds")
+	}
+	c.bounds = bounds{binary.LittleEndian.Uint64(entry.Data), binary.LittleEndian.Uint64(entry.Data[8:])}
+	last, err := inner.LastIndex()
+	if err == nil && last > c.bounds.last {
+		err = inner.DeleteRange(c.bounds.last+1, math.MaxUint64)
+	}
+	if err == nil && c.bounds.first > 1 && !errors.Is(inner.GetLog(c.bounds.first-1, &entry), raft.ErrLogNotFound) {
+		err = inner.DeleteRange(1, c.bounds.first-1)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("open metadata log: %w", err)
+	}
+	return c, nil
+}
+
+func boundsEntry(b bounds) *raft.Log {
+	data := binary.LittleEndian.AppendUint64(nil, b.first)
+	return &raft.Log{Type: raft.LogNoop, Data: binary.LittleEndian.AppendUint64(data, b.last)}
+}
 
 func logChecksum(l *raft.Log, data []byte) uint32 {
 	var head [25]byte
@@ -50,25 +104,53 @@ func logChecksum(l *raft.Log, data []byte) uint32 {
 	return crc32.Update(sum, castagnoli, data)
 }
 
-func (c *checkedLog) FirstIndex() (uint64, error) { return c.inner.FirstIndex() }
-func (c *checkedLog) LastIndex() (uint64, error)  { return c.inner.LastIndex() }
+// sealed is a copy of an entry with its seal; raft goes on using its own.
+func sealed(l *raft.Log) *raft.Log {
+	s := *l
+	s.Data = make([]byte, 0, len(l.Data)+logSealBytes)
+	s.Data = append(s.Data, l.Data...)
+	s.Data = append(s.Data, logSeal[:]...)
+	s.Data = binary.LittleEndian.AppendUint32(s.Data, logChecksum(l, l.Data))
+	return &s
+}
 
-// GetLog reads the entry of an index; an entry that is not what was written is an ErrDamaged.
+// IsMonotonic implements raft.MonotonicLogStore: the log has no gaps, and raft empties it when it installs a
+// snapshot from beyond its end.
+func (c *checkedLog) IsMonotonic() bool { return true }
+
+// FirstIndex implements raft.LogStore.
+func (c *checkedLog) FirstIndex() (uint64, error) { return c.present().first, nil }
+
+// LastIndex implements raft.LogStore.
+func (c *checkedLog) LastIndex() (uint64, error) { return c.present().last, nil }
+
+func (c *checkedLog) present() bounds {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.bounds
+}
+
+// GetLog reads the entry of an index. An entry that is missing within the bounds, or is not what was written, is an
+// ErrDamaged.
 func (c *checkedLog) GetLog(index uint64, l *raft.Log) error {
+	if b := c.present(); index < b.first || index > b.last || index == 0 {
+		return raft.ErrLogNotFound
+	}
+	return c.read(index, l)
+}
+
+func (c *checkedLog) read(index uint64, l *raft.Log) error {
 	if err := c.inner.GetLog(index, l); err != nil {
-		if errors.Is(err, raft.ErrLogNotFound) {
-			return err
-		}
 		return c.damaged(index, err.Error())
 	}
-	body := len(l.Data) - logTrailerBytes
+	body := len(l.Data) - logSealBytes
 	switch {
 	case l.Index != index:
-		return c.damaged(index, fmt.Sprintf("the entry says it is %d", l.Index))
+		return c.damaged(index, fmt.Sprintf("it says that it is %d", l.Index))
 	case body < 0 || [4]byte(l.Data[body:body+4]) != logSeal:
-		return c.damaged(index, "the entry has no checksum")
+		return c.damaged(index, "it has no checksum")
 	case binary.LittleEndian.Uint32(l.Data[body+4:]) != logChecksum(l, l.Data[:body]):
-		return c.damaged(index, "the checksum does not match")
+		return c.damaged(index, "its checksum does not match")
 	}
 	l.Data = l.Data[:body:body]
 	return nil
@@ -80,169 +162,205 @@ func (c *checkedLog) damaged(index uint64, why string) error {
 	return err
 }
 
+// StoreLog implements raft.LogStore.
 func (c *checkedLog) StoreLog(l *raft.Log) error { return c.StoreLogs([]*raft.Log{l}) }
 
-// StoreLogs stores sealed copies; raft goes on using its own.
+// StoreLogs implements raft.LogStore: it appends, leaving no gap.
 func (c *checkedLog) StoreLogs(logs []*raft.Log) error {
-	sealed := make([]*raft.Log, len(logs))
-	for i, l := range logs {
-		s := *l
-		s.Data = make([]byte, 0, len(l.Data)+logTrailerBytes)
-		s.Data = append(s.Data, l.Data...)
-		s.Data = append(s.Data, logSeal[:]...)
-		s.Data = binary.LittleEndian.AppendUint32(s.Data, logChecksum(l, l.Data))
-		sealed[i] = &s
+	if len(logs) == 0 {
+		return nil
 	}
-	if err := c.inner.StoreLogs(sealed); err != nil {
-		err = fmt.Errorf("write metadata log: %w", err)
+	next := c.present()
+	batch := make([]*raft.Log, 0, len(logs)+1)
+	for _, l := range logs {
+		if l.Index == 0 || next.last != 0 && l.Index != next.last+1 {
+			return fmt.Errorf("write metadata log: entry %d can not follow entry %d", l.Index, next.last)
+		}
+		if next.first == 0 {
+			next.first = l.Index
+		}
+		next.last = l.Index
+		batch = append(batch, sealed(l))
+	}
+	return c.move(next, "write metadata log", batch, nil)
+}
+
+// DeleteRange implements raft.LogStore: it removes entries from the beginning or from the end. The bounds change
+// first; what a crash leaves outside of them is removed by openLog.
+func (c *checkedLog) DeleteRange(from, to uint64) error {
+	b := c.present()
+	from, to = max(from, b.first), min(to, b.last)
+	if b.last == 0 || from > to {
+		return nil
+	}
+	next := b
+	switch {
+	case from == b.first && to == b.last:
+		next = bounds{}
+	case from == b.first:
+		next.first = to + 1
+	case to == b.last:
+		next.last = from - 1
+	default:
+		return fmt.Errorf("truncate metadata log: removing %d to %d would leave a gap in %d to %d", from, to, b.first, b.last)
+	}
+	return c.move(next, "truncate metadata log", nil, func() error { return c.inner.DeleteRange(from, to) })
+}
+
+// move makes the bounds and the entries that belong to them durable, and then does the rest.
+func (c *checkedLog) move(next bounds, what string, entries []*raft.Log, rest func() error) error {
+	err := c.inner.StoreLogs(append(entries, sealed(boundsEntry(next))))
+	if err == nil && rest != nil {
+		err = rest()
+	}
+	if err != nil {
+		err = fmt.Errorf("%s: %w", what, err)
 		c.failed(err)
 		return err
 	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.bounds = next
 	return nil
 }
 
-func (c *checkedLog) DeleteRange(first, last uint64) error {
-	if err := c.inner.DeleteRange(first, last); err != nil {
-		err = fmt.Errorf("truncate metadata log: %w", err)
-		c.failed(err)
-		return err
-	}
-	return nil
-}
-
-// checkedStable is a raft.StableStore that seals each value with a checksum over key and value, and keeps the term and
-// the candidate of a vote in one value. raft writes them one after the other: a crash in between would leave the new
-// term with the old candidate, and the node would confirm a vote that it never gave.
+// checkedStable is a raft.StableStore that keeps all its values, with a checksum, as one value, so that none of them can
+// change or vanish without being noticed, and so that the term and the candidate of a vote change together. raft
+// writes these one after the other: a crash in between would leave the new term with the old candidate, and the node
+// would confirm a vote that it never gave.
 //
-// Writes come from raft's main goroutine, reads also from others.
+//	format 1 | number of values | each, in the order of keys: key, value | CRC-32C of all before, 4 bytes little endian
+//
+// The values are read once, at the start. Writes come from raft's main goroutine, reads also from others.
 type checkedStable struct {
 	inner  raft.StableStore
 	failed func(error)
 
 	mu          sync.Mutex
-	pendingTerm uint64 // of a vote whose candidate did not come yet; not visible to readers
-	term        uint64 // the current term as it is on disk, 0 if not known
+	values      map[string][]byte // as on disk; the values do not change
+	pendingTerm []byte            // of a vote whose candidate did not come yet
 }
 
 var _ raft.StableStore = (*checkedStable)(nil)
 
-// Set stores a value.
-func (s *checkedStable) Set(key, value []byte) error {
-	if string(key) == string(keyVoteFor) {
-		return s.setVote(value)
-	}
-	return s.write(key, value)
+const stableFormat = 1
+
+// createStable writes the first values.
+func createStable(inner raft.StableStore, identity []byte) error {
+	return inner.Set(keyState, encodeStable(map[string][]byte{string(keyIdentity): identity}))
 }
 
-func (s *checkedStable) setVote(candidate []byte) error {
+func openStable(inner raft.StableStore, failed func(error)) (*checkedStable, error) {
+	data, err := inner.Get(keyState)
+	if err != nil && !errors.Is(err, errKeyNotFound) {
+		return nil, fmt.Errorf("read metadata state: %w", err)
+	}
+	values, err := decodeStable(data)
+	if err != nil {
+		return nil, fmt.Errorf("read metadata state: %w: %w", ErrDamaged, err)
+	}
+	return &checkedStable{inner: inner, failed: failed, values: values}, nil
+}
+
+func encodeStable(values map[string][]byte) []byte {
+	b := []byte{stableFormat}
+	b = binary.AppendUvarint(b, uint64(len(values)))
+	for _, key := range slices.Sorted(maps.Keys(values)) {
+		b = appendBytes(b, key)
+		b = appendBytes(b, values[key])
+	}
+	return binary.LittleEndian.AppendUint32(b, crc32.Checksum(b, castagnoli))
+}
+
+func decodeStable(data []byte) (map[string][]byte, error) {
+	body := len(data) - 4
+	if body < 2 || crc32.Checksum(data[:body], castagnoli) != binary.LittleEndian.Uint32(data[body:]) {
+		return nil, fmt.Errorf("%w: the checksum does not match", errMalformed)
+	}
+	if data[0] != stableFormat {
+		return nil, fmt.Errorf("format %d is not known to this version of the server", data[0])
+	}
+	r := reader{rest: data[1:body]}
+	values := map[string][]byte{}
+	for range r.count(2) {
+		key := string(r.bytes())
+		values[key] = r.bytes()
+	}
+	return values, r.end()
+}
+
+// Set implements raft.StableStore.
+func (s *checkedStable) Set(key, value []byte) error {
+	value = bytes.Clone(value)
+	if string(key) != string(keyVoteFor) {
+		return s.write(map[string][]byte{string(key): value})
+	}
 	s.mu.Lock()
 	term := s.pendingTerm
-	s.pendingTerm = 0
+	s.pendingTerm = nil
 	s.mu.Unlock()
-	if term == 0 {
-		return errors.New("store vote: a candidate came without a term")
+	if term == nil {
+		return errors.New("write metadata state: the candidate of a vote came without its term")
 	}
-	return s.write(keyVote, append(binary.LittleEndian.AppendUint64(nil, term), candidate...))
+	return s.write(map[string][]byte{string(keyVoteTerm): term, string(keyVoteFor): value})
 }
 
-// Get reads a value; a missing one is reported in the way that raft expects.
+// Get implements raft.StableStore; a missing value is reported in the way that raft expects.
 func (s *checkedStable) Get(key []byte) ([]byte, error) {
-	if string(key) == string(keyVoteFor) {
-		vote, err := s.read(keyVote)
-		if err != nil {
-			return nil, err
-		}
-		if len(vote) < 8 {
-			return nil, s.damaged(keyVote, "the vote is too short")
-		}
-		return vote[8:], nil
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	value, ok := s.values[string(key)]
+	if !ok {
+		return nil, errKeyNotFound
 	}
-	return s.read(key)
+	return value, nil
 }
 
-// SetUint64 stores a number. The term of a vote is held back until its candidate comes.
+// SetUint64 implements raft.StableStore. The term of a vote is held back until its candidate comes.
 func (s *checkedStable) SetUint64(key []byte, value uint64) error {
+	number := binary.LittleEndian.AppendUint64(nil, value)
 	if string(key) == string(keyVoteTerm) {
 		s.mu.Lock()
 		defer s.mu.Unlock()
-		s.pendingTerm = value
+		s.pendingTerm = number
 		return nil
 	}
-	if string(key) != string(keyCurrentTerm) {
-		return s.write(key, binary.LittleEndian.AppendUint64(nil, value))
-	}
-	s.mu.Lock()
-	unchanged := value == s.term
-	s.mu.Unlock()
-	if unchanged { // raft writes the term again at every start; that costs an fsync
-		return nil
-	}
-	if err := s.write(key, binary.LittleEndian.AppendUint64(nil, value)); err != nil {
-		return err
-	}
-	s.setTerm(value)
-	return nil
+	return s.write(map[string][]byte{string(key): number})
 }
 
-// GetUint64 reads a number.
+// GetUint64 implements raft.StableStore.
 func (s *checkedStable) GetUint64(key []byte) (uint64, error) {
-	from := key
-	if string(key) == string(keyVoteTerm) {
-		from = keyVote
-	}
-	value, err := s.read(from)
+	value, err := s.Get(key)
 	if err != nil {
 		return 0, err
 	}
-	if len(value) < 8 {
-		return 0, s.damaged(from, "the number is too short")
+	if len(value) != 8 {
+		return 0, fmt.Errorf("read metadata state: %w: %s is no number", ErrDamaged, key)
 	}
-	n := binary.LittleEndian.Uint64(value)
-	if string(key) == string(keyCurrentTerm) {
-		s.setTerm(n)
-	}
-	return n, nil
+	return binary.LittleEndian.Uint64(value), nil
 }
 
-func (s *checkedStable) setTerm(term uint64) {
+// write replaces some of the values, durably.
+func (s *checkedStable) write(changes map[string][]byte) error {
 	s.mu.Lock()
-	defer s.mu.Unlock()
-	s.term = term
-}
-
-func stableChecksum(key, value []byte) uint32 {
-	return crc32.Update(crc32.Checksum(key, castagnoli), castagnoli, value)
-}
-
-func (s *checkedStable) write(key, value []byte) error {
-	sealed := make([]byte, 0, len(value)+4)
-	sealed = append(sealed, value...)
-	sealed = binary.LittleEndian.AppendUint32(sealed, stableChecksum(key, value))
-	if err := s.inner.Set(key, sealed); err != nil {
-		err = fmt.Errorf("write metadata %s: %w", key, err)
+	next := maps.Clone(s.values)
+	s.mu.Unlock()
+	changed := false
+	for key, value := range changes {
+		old, ok := next[key]
+		changed = changed || !ok || !bytes.Equal(old, value)
+		next[key] = value
+	}
+	if !changed { // raft writes the term again at every start; that would cost an fsync
+		return nil
+	}
+	if err := s.inner.Set(keyState, encodeStable(next)); err != nil {
+		err = fmt.Errorf("write metadata state: %w", err)
 		s.failed(err)
 		return err
 	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.values = next
 	return nil
-}
-
-func (s *checkedStable) read(key []byte) ([]byte, error) {
-	sealed, err := s.inner.Get(key)
-	if err != nil {
-		if errors.Is(err, errKeyNotFound) {
-			return nil, errKeyNotFound
-		}
-		return nil, fmt.Errorf("read metadata %s: %w", key, err)
-	}
-	body := len(sealed) - 4
-	if body < 0 || binary.LittleEndian.Uint32(sealed[body:]) != stableChecksum(key, sealed[:body]) {
-		return nil, s.damaged(key, "the checksum does not match")
-	}
-	return sealed[:body:body], nil
-}
-
-func (s *checkedStable) damaged(key []byte, why string) error {
-	err := fmt.Errorf("read metadata %s: %w: %s", key, ErrDamaged, why)
-	s.failed(err)
-	return err
 }

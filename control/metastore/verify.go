@@ -10,8 +10,11 @@ import (
 	"path/filepath"
 	"runtime/debug"
 	"strings"
+	"time"
 
 	"github.com/hashicorp/raft"
+	"go.etcd.io/bbolt"
+	bolterrors "go.etcd.io/bbolt/errors"
 )
 
 // found is what a store holds before raft runs on it.
@@ -125,9 +128,6 @@ func verifyLog(logs raft.LogStore, snapshot uint64) (last, lastTerm uint64, err 
 	for index := first; index <= last && last > 0; index++ {
 		var entry raft.Log
 		if err := logs.GetLog(index, &entry); err != nil {
-			if errors.Is(err, raft.ErrLogNotFound) {
-				err = fmt.Errorf("%w: entry %d is missing, the log goes from %d to %d", ErrDamaged, index, first, last)
-			}
 			return 0, 0, err
 		}
 		if entry.Term < lastTerm {
@@ -148,6 +148,43 @@ func readTerm(stable raft.StableStore) (term, voted uint64, err error) {
 	return term, voted, nil
 }
 
+// verifyBoltFile checks the structure of a bbolt file: that both of its meta pages are sound and that every page is
+// either in use or free. It takes a moment for each page of the file, which is small here.
+func verifyBoltFile(path string) (err error) {
+	defer recoverDamage(&err)
+	defer trapFaults()()
+	if err := verifyBoltMetas(path); err != nil {
+		return err
+	}
+	db, err := bbolt.Open(path, 0o600, &bbolt.Options{ReadOnly: true, Timeout: lockTimeout, PreLoadFreelist: true})
+	if err != nil {
+		return boltError(path, err)
+	}
+	err = db.View(func(tx *bbolt.Tx) (found error) {
+		for problem := range tx.Check() {
+			if found == nil {
+				found = fmt.Errorf("%w: %s: %w", ErrDamaged, path, problem)
+			}
+		}
+		return found
+	})
+	return errors.Join(err, db.Close())
+}
+
+// lockTimeout is how long to wait for another process that has the file open: not at all, but bbolt takes 0 for ever.
+const lockTimeout = 20 * time.Millisecond
+
+// boltError says what an error of opening a bbolt file means.
+func boltError(path string, err error) error {
+	switch {
+	case errors.Is(err, bolterrors.ErrTimeout):
+		return fmt.Errorf("metadata directory %s is in use by another process", filepath.Dir(path))
+	case errors.Is(err, bolterrors.ErrInvalid), errors.Is(err, bolterrors.ErrChecksum), errors.Is(err, bolterrors.ErrVersionMismatch):
+		return fmt.Errorf("open %s: %w: %w", path, ErrDamaged, err)
+	}
+	return fmt.Errorf("open %s: %w", path, err)
+}
+
 // Where bbolt keeps its two meta pages' fields.
 const (
 	metaOffset       = 16 // of the meta in its page
@@ -163,20 +200,10 @@ const (
 // does not leave a bad meta page, because a meta lies within one disk sector.
 func verifyBoltMetas(path string) error {
 	file, err := os.Open(path)
-	if errors.Is(err, os.ErrNotExist) {
-		return nil
-	}
 	if err != nil {
 		return fmt.Errorf("open metadata log: %w", err)
 	}
 	defer file.Close()
-	info, err := file.Stat()
-	if err != nil {
-		return fmt.Errorf("open metadata log: %w", err)
-	}
-	if info.Size() == 0 {
-		return nil // created, then crashed: bbolt begins anew
-	}
 	pageSize := int64(os.Getpagesize())
 	for page := range int64(2) {
 		meta := make([]byte, metaChecksummed+8)
