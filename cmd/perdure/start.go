@@ -2,13 +2,16 @@ package main
 
 import (
 	"context"
-	"errors"
 	"log/slog"
 
 	"perdure/nodes/node"
 )
 
 // startNode starts a node with all its roles.
-func startNode(context.Context, node.Config, *slog.Logger) (runningNode, error) {
-	return nil, errors.New("this build has no node to start")
+func startNode(ctx context.Context, cfg node.Config, log *slog.Logger) (runningNode, error) {
+	n, err := node.Start(ctx, cfg, version, log)
+	if err != nil {
+		return nil, err // not n: a nil *Node in the interface would look like a node
+	}
+	return n, nil
 }

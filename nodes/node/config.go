@@ -181,8 +181,6 @@ type MetadataServer struct {
 	// ElectionTicks without a heartbeat start an election. Default: 10. Too low: elections for every hiccup of a disk.
 	// Too high: metadata cannot be changed for as long after its leader died.
 	ElectionTicks int `key:"raft-election-tick"`
-	// HeartbeatTicks is the distance of heartbeats, less than ElectionTicks. Default: 2.
-	HeartbeatTicks int `key:"raft-heartbeat-tick"`
 	// LogTrimThreshold is the number of entries after which a snapshot replaces them. Default: 1000. Too high: slow
 	// restarts. Too low: the whole metadata is written again and again.
 	LogTrimThreshold int `key:"log-trim-threshold"`
@@ -199,29 +197,24 @@ type Bifrost struct {
 	// AppendRetryMin and AppendRetryMax bound the delay between tries of an append that failed. Default: 10ms and 1s.
 	AppendRetryMin time.Duration `key:"append-retry-min-interval"`
 	AppendRetryMax time.Duration `key:"append-retry-max-interval"`
-	// SealRetry is the delay between tries to seal a segment. Default: 2s. Too high: a partition without leader stays so.
-	SealRetry time.Duration `key:"seal-retry-interval"`
 	// RecordCache is the memory for records that were just appended, so that this node's readers need not fetch them.
 	// Default: 250 MiB, taken only as needed. Too low: each record is read back from the log server's store.
 	RecordCache Bytes `key:"record-cache-memory-size"`
-	// RecordSizeLimit bounds one record. Default: 32 MiB. Everything that must fit in a record is refused above it.
+	// RecordSizeLimit bounds one record. Default: 32 MiB. Settings that decide how large a record gets are
+	// refused above it.
 	RecordSizeLimit Bytes            `key:"record-size-limit"`
 	Loglet          ReplicatedLoglet `key:"replicated-loglet"`
 }
 
 // ReplicatedLoglet is one segment of the log.
 type ReplicatedLoglet struct {
-	// MaximumInflightRecords bounds the records that are appended and not yet committed. Default: 1000. Too low: group
+	// MaximumInflightRecords bounds the records that are appended and not yet committed. Default: 4096. Too low: group
 	// commits stay small. Too high: more memory and a longer repair after a crash.
 	MaximumInflightRecords int `key:"maximum-inflight-records"`
-	// ReadBatchSize is how much a reader asks of a log server at a time. Default: 32 KiB.
-	ReadBatchSize Bytes `key:"read-batch-size"`
 }
 
 // Worker runs partitions.
 type Worker struct {
-	// InternalQueueLength bounds the requests that wait for one partition. Default: 1000. Full: callers are told to retry.
-	InternalQueueLength int `key:"internal-queue-length"`
 	// TimersInMemory bounds the timers of one partition that are held in memory; the others stay in the store until their
 	// time is near. Default: 1024.
 	TimersInMemory *int `key:"num-timers-in-memory-limit"`
@@ -273,9 +266,6 @@ type Invoker struct {
 	// PerInvocationMemoryLimit bounds one attempt; one that needs more is ended and retried later. Default: 32 MiB.
 	// More than MemoryLimit means MemoryLimit.
 	PerInvocationMemoryLimit Bytes `key:"per-invocation-memory-limit"`
-	// PerInvocationInitialMemory is reserved for each attempt when it starts. Default: 32 KiB. More than
-	// PerInvocationMemoryLimit means that limit.
-	PerInvocationInitialMemory Bytes `key:"per-invocation-initial-memory"`
 	// MaxAwaitedFutureDepth bounds the nesting of what an invocation may wait for. Default: 1000.
 	MaxAwaitedFutureDepth int `key:"max-awaited-future-depth"`
 	// ConnectTimeout bounds connecting to a service. Default: 10s.
@@ -292,13 +282,6 @@ type Invoker struct {
 	// 2 MiB and 5 MiB.
 	StreamWindow     Bytes `key:"http2-initial-stream-window-size"`
 	ConnectionWindow Bytes `key:"http2-initial-connection-window-size"`
-	// MaxFrameSize is the largest HTTP/2 frame, 16 KiB (default) to 16 MiB.
-	MaxFrameSize Bytes `key:"http2-max-frame-size"`
-	// RequestCompressionThreshold compresses larger requests to Lambda functions that understand it. Default: 4 MiB.
-	RequestCompressionThreshold Bytes `key:"request-compression-threshold"`
-	// AWSProfile and AWSAssumeRoleExternalID are used when calling Lambda functions. Default: none.
-	AWSProfile              string `key:"aws-profile"`
-	AWSAssumeRoleExternalID string `key:"aws-assume-role-external-id"`
 	// IdentityKeyFile is a PEM file with an Ed25519 private key (PKCS 8) that signs each request to a service, so that it
 	// can verify its caller. Default: none, requests are not signed.
 	IdentityKeyFile string `key:"request-identity-private-key-pem-file"`
@@ -355,7 +338,7 @@ func DefaultConfig() Config {
 			OnMaxAttempts:        OnMaxAttemptsPause,
 		},
 		Ingress:        Ingress{RequestSizeLimit: 32 * MiB, MaxConcurrentStreams: 1000},
-		MetadataServer: MetadataServer{TickInterval: 100 * time.Millisecond, ElectionTicks: 10, HeartbeatTicks: 2, LogTrimThreshold: 1000},
+		MetadataServer: MetadataServer{TickInterval: 100 * time.Millisecond, ElectionTicks: 10, LogTrimThreshold: 1000},
 		Bifrost:        defaultBifrost(),
 		Worker:         defaultWorker(),
 		TLS:            TLS{Mode: "off"},
@@ -366,17 +349,15 @@ func defaultBifrost() Bifrost {
 	return Bifrost{
 		AppendRetryMin:  10 * time.Millisecond,
 		AppendRetryMax:  time.Second,
-		SealRetry:       2 * time.Second,
 		RecordCache:     250 * MiB,
 		RecordSizeLimit: 32 * MiB,
-		Loglet:          ReplicatedLoglet{MaximumInflightRecords: 1000, ReadBatchSize: 32 * KiB},
+		Loglet:          ReplicatedLoglet{MaximumInflightRecords: 4096},
 	}
 }
 
 func defaultWorker() Worker {
 	timers := 1024
 	return Worker{
-		InternalQueueLength:  1000,
 		TimersInMemory:       &timers,
 		CleanupInterval:      time.Hour,
 		MaxCommandBatchSize:  32,
@@ -390,26 +371,23 @@ func defaultWorker() Worker {
 func defaultInvoker() Invoker {
 	concurrent := 1000
 	return Invoker{
-		InactivityTimeout:           time.Minute,
-		AbortTimeout:                10 * time.Minute,
-		MessageSizeWarning:          10 * MiB,
-		MessageSizeLimit:            32 * MiB,
-		EagerStateSizeLimit:         32 * MiB,
-		ConcurrentInvocations:       &concurrent,
-		MemoryLimit:                 3 * GiB / 2,
-		PerInvocationMemoryLimit:    32 * MiB,
-		PerInvocationInitialMemory:  32 * KiB,
-		MaxAwaitedFutureDepth:       1000,
-		ConnectTimeout:              10 * time.Second,
-		KeepAliveInterval:           40 * time.Second,
-		KeepAliveTimeout:            20 * time.Second,
-		StreamsPerConnection:        128,
-		IdleConnectionTimeout:       5 * time.Minute,
-		StreamWindow:                2 * MiB,
-		ConnectionWindow:            5 * MiB,
-		MaxFrameSize:                16 * KiB,
-		RequestCompressionThreshold: 4 * MiB,
-		IdentityExpiration:          time.Minute,
+		InactivityTimeout:        time.Minute,
+		AbortTimeout:             10 * time.Minute,
+		MessageSizeWarning:       10 * MiB,
+		MessageSizeLimit:         32 * MiB,
+		EagerStateSizeLimit:      32 * MiB,
+		ConcurrentInvocations:    &concurrent,
+		MemoryLimit:              3 * GiB / 2,
+		PerInvocationMemoryLimit: 32 * MiB,
+		MaxAwaitedFutureDepth:    1000,
+		ConnectTimeout:           10 * time.Second,
+		KeepAliveInterval:        40 * time.Second,
+		KeepAliveTimeout:         20 * time.Second,
+		StreamsPerConnection:     128,
+		IdleConnectionTimeout:    5 * time.Minute,
+		StreamWindow:             2 * MiB,
+		ConnectionWindow:         5 * MiB,
+		IdentityExpiration:       time.Minute,
 	}
 }
 

@@ -54,11 +54,11 @@ func TestValidateNamesKeyAndRule(t *testing.T) {
 		{func(c *Config) { c.RetryPolicy.MaxInterval = 1 }, "default-retry-policy.max-interval", "shorter"},
 		{func(c *Config) { c.RetryPolicy.ExponentiationFactor = 0.5 }, "default-retry-policy.exponentiation-factor", "at least 1"},
 		{func(c *Config) { c.RetryPolicy.OnMaxAttempts = "cry" }, "default-retry-policy.on-max-attempts", "pause or kill"},
-		{func(c *Config) { c.MetadataServer.ElectionTicks = 2 }, "metadata-server.raft-election-tick", "more than"},
+		{func(c *Config) { c.MetadataServer.ElectionTicks = 0 }, "metadata-server.raft-election-tick", "at least 1"},
 		{func(c *Config) { c.Bifrost.AppendRetryMax = 1 }, "bifrost.append-retry-max-interval", "shorter"},
-		{func(c *Config) { c.Worker.InternalQueueLength = 0 }, "worker.internal-queue-length", "at least 1"},
+		{func(c *Config) { c.Worker.MaxCommandBatchSize = 0 }, "worker.max-command-batch-size", "at least 1"},
 		{func(c *Config) { c.Worker.Invoker.MessageSizeLimit = GiB }, "worker.invoker.message-size-limit", "between"},
-		{func(c *Config) { c.Worker.Invoker.MaxFrameSize = 1 }, "worker.invoker.http2-max-frame-size", "between"},
+		{func(c *Config) { c.Worker.Invoker.StreamWindow = 1 }, "worker.invoker.http2-initial-stream-window-size", "between"},
 	} {
 		c := named()
 		tc.change(&c)

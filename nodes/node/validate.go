@@ -195,23 +195,18 @@ func (c *Config) validateInvocations(k *checks) {
 func (c *Config) validateLog(k *checks) {
 	m := &c.MetadataServer
 	k.longer("metadata-server.raft-tick-interval", m.TickInterval, 0)
-	k.positive("metadata-server.raft-heartbeat-tick", m.HeartbeatTicks)
-	k.that(m.ElectionTicks > m.HeartbeatTicks, "metadata-server.raft-election-tick",
-		"is %d: must be more than raft-heartbeat-tick (%d)", m.ElectionTicks, m.HeartbeatTicks)
+	k.positive("metadata-server.raft-election-tick", m.ElectionTicks)
 	k.positive("metadata-server.log-trim-threshold", m.LogTrimThreshold)
 	b := &c.Bifrost
 	k.longer("bifrost.append-retry-min-interval", b.AppendRetryMin, 0)
 	k.that(b.AppendRetryMax >= b.AppendRetryMin, "bifrost.append-retry-max-interval",
 		"is %s: must not be shorter than append-retry-min-interval (%s)", b.AppendRetryMax, b.AppendRetryMin)
-	k.longer("bifrost.seal-retry-interval", b.SealRetry, 0)
 	k.that(b.RecordCache >= 0, "bifrost.record-cache-memory-size", "is %d: must not be negative", int64(b.RecordCache))
 	k.size("bifrost.record-size-limit", b.RecordSizeLimit, 64*KiB, GiB)
 	k.positive("bifrost.replicated-loglet.maximum-inflight-records", b.Loglet.MaximumInflightRecords)
-	k.size("bifrost.replicated-loglet.read-batch-size", b.Loglet.ReadBatchSize, KiB, 64*MiB)
 }
 
 func (w *Worker) validate(k *checks, record Bytes) {
-	k.positive("worker.internal-queue-length", w.InternalQueueLength)
 	k.positiveOrNone("worker.num-timers-in-memory-limit", w.TimersInMemory)
 	k.longer("worker.cleanup-interval", w.CleanupInterval, 0)
 	k.positive("worker.max-command-batch-size", w.MaxCommandBatchSize)
@@ -232,7 +227,6 @@ func (i *Invoker) validate(k *checks, record Bytes) {
 	k.positiveOrNone(p+"concurrent-invocations-limit", i.ConcurrentInvocations)
 	k.size(p+"memory-limit", i.MemoryLimit, 64*KiB, 1024*GiB)
 	k.size(p+"per-invocation-memory-limit", i.PerInvocationMemoryLimit, KiB, 1024*GiB)
-	k.size(p+"per-invocation-initial-memory", i.PerInvocationInitialMemory, 0, 1024*GiB)
 	k.positive(p+"max-awaited-future-depth", i.MaxAwaitedFutureDepth)
 	k.longer(p+"connect-timeout", i.ConnectTimeout, 0)
 	k.longer(p+"http2-keep-alive-interval", i.KeepAliveInterval, 0)
@@ -241,7 +235,5 @@ func (i *Invoker) validate(k *checks, record Bytes) {
 	k.longer(p+"http2-idle-connection-timeout", i.IdleConnectionTimeout, 0)
 	k.size(p+"http2-initial-stream-window-size", i.StreamWindow, 65535, 2*GiB-1)
 	k.size(p+"http2-initial-connection-window-size", i.ConnectionWindow, 65535, 2*GiB-1)
-	k.size(p+"http2-max-frame-size", i.MaxFrameSize, 16*KiB, 16*MiB-1)
-	k.that(i.RequestCompressionThreshold >= 0, p+"request-compression-threshold", "is %d: must not be negative", int64(i.RequestCompressionThreshold))
 	k.longer(p+"request-identity-expiration", i.IdentityExpiration, 0)
 }

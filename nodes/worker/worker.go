@@ -18,6 +18,7 @@ import (
 	"time"
 
 	"perdure/control/cluster"
+	"perdure/control/placement"
 	"perdure/nodes/bifrost"
 	"perdure/nodes/partition"
 	"perdure/nodes/partition/store"
@@ -28,8 +29,8 @@ import (
 type Config struct {
 	// Dir holds one directory per partition.
 	Dir string
-	// Ranges are the key ranges of the partitions, in ascending order, without gaps: partition i has Ranges[i].
-	Ranges  []cluster.KeyRange
+	// Table is the cluster's partition table.
+	Table   placement.Table
 	Bifrost *bifrost.Bifrost
 	// Claim takes a leader epoch for this node in the metadata store.
 	Claim func(context.Context, cluster.PartitionID) (partition.Claim, error)
@@ -78,8 +79,8 @@ var errShutdown = errors.New("the node is shutting down")
 // Start begins to run every partition. It returns at once; Ready tells when all of them lead.
 func Start(cfg Config) *Worker {
 	ctx, cancel := context.WithCancelCause(context.Background())
-	w := &Worker{cfg: cfg, log: cfg.Logger.With("component", "worker"), slots: make([]slot, len(cfg.Ranges)), cancel: cancel, ready: make(chan struct{})}
-	w.unled.Store(int64(len(cfg.Ranges)))
+	w := &Worker{cfg: cfg, log: cfg.Logger.With("component", "worker"), slots: make([]slot, cfg.Table.Len()), cancel: cancel, ready: make(chan struct{})}
+	w.unled.Store(int64(cfg.Table.Len()))
 	for i := range w.slots {
 		w.slots[i].status.Partition = cluster.PartitionID(i)
 		w.wg.Go(func() { w.run(ctx, cluster.PartitionID(i)) })
@@ -97,23 +98,9 @@ func (w *Worker) Close() {
 	w.wg.Wait()
 }
 
-// Partition is the partition that owns a key.
-func (w *Worker) Partition(k cluster.PartitionKey) cluster.PartitionID {
-	lo, hi := 0, len(w.cfg.Ranges)-1
-	for lo < hi {
-		mid := (lo + hi) / 2
-		if w.cfg.Ranges[mid].End < k {
-			lo = mid + 1
-		} else {
-			hi = mid
-		}
-	}
-	return cluster.PartitionID(lo)
-}
-
 // Do asks the leader of the partition that owns the key.
 func (w *Worker) Do(ctx context.Context, key cluster.PartitionKey, req *recordpb.Request) (*recordpb.Reply, error) {
-	p := w.slots[w.Partition(key)].proc.Load()
+	p := w.slots[w.cfg.Table.Lookup(key)].proc.Load()
 	if p == nil {
 		return nil, partition.ErrNotLeader
 	}
@@ -142,6 +129,11 @@ func (w *Worker) Statuses() []Status {
 		}
 	}
 	return out
+}
+
+// Store is the open store of the partition that owns a key; nil while there is none. See Stores.
+func (w *Worker) Store(key cluster.PartitionKey) *store.Store {
+	return w.slots[w.cfg.Table.Lookup(key)].store.Load()
 }
 
 // Stores calls fn for the open store of each partition, for introspection. A store may be closed when its
@@ -207,12 +199,12 @@ func (w *Worker) failed(id cluster.PartitionID, err error, parked bool) {
 
 // lead opens the store, claims an epoch and leads for as long as it lasts.
 func (w *Worker) lead(ctx context.Context, id cluster.PartitionID) (err error) {
-	if err := w.cfg.Bifrost.EnsureLog(ctx, cluster.LogID(id)); err != nil {
+	if err := w.cfg.Bifrost.EnsureLog(ctx, placement.LogOf(id)); err != nil {
 		return fmt.Errorf("create the log of partition %d: %w", id, err)
 	}
 	opts := w.cfg.Store
 	opts.Dir = filepath.Join(w.cfg.Dir, strconv.Itoa(int(id)))
-	opts.Partition, opts.Range = id, w.cfg.Ranges[id]
+	opts.Partition, opts.Range = id, w.cfg.Table.Range(id)
 	st, err := store.Open(opts)
 	if err != nil {
 		return fmt.Errorf("open the store of partition %d: %w", id, err)
@@ -228,8 +220,8 @@ func (w *Worker) lead(ctx context.Context, id cluster.PartitionID) (err error) {
 		return fmt.Errorf("claim the leader epoch of partition %d: %w", id, err)
 	}
 	cfg := w.cfg.Processor
-	cfg.Partition, cfg.Range, cfg.Log = id, w.cfg.Ranges[id], cluster.LogID(id)
-	cfg.Bifrost, cfg.Lookup, cfg.Peers = w.cfg.Bifrost, w.Partition, w
+	cfg.Partition, cfg.Range, cfg.Log = id, w.cfg.Table.Range(id), placement.LogOf(id)
+	cfg.Bifrost, cfg.Lookup, cfg.Peers = w.cfg.Bifrost, w.cfg.Table.Lookup, w
 	leading := cfg.Listener.Leading
 	cfg.Listener.Leading = func(p cluster.PartitionID, e cluster.Epoch) {
 		if leading != nil {

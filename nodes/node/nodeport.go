@@ -1,0 +1,137 @@
+package node
+
+import (
+	"encoding/json"
+	"net/http"
+	"strconv"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/promhttp"
+
+	"perdure/nodes/worker"
+)
+
+// health is the answer of the node port's /health.
+type health struct {
+	Status       string   `json:"status"` // Alive, StartingUp or ShuttingDown
+	NodeID       string   `json:"node_id"`
+	NodeName     string   `json:"node_name"`
+	ClusterName  string   `json:"cluster_name"`
+	Roles        []string `json:"roles"`
+	AgeSeconds   int64    `json:"age"`
+	Admin        string   `json:"admin_status"`
+	Worker       string   `json:"worker_status"`
+	LogServer    string   `json:"log_server_status"`
+	Metadata     string   `json:"metadata_server_status"`
+	Version      string   `json:"version"`
+	Bound        []string `json:"bound_addresses"`
+	Advertised   []string `json:"advertised_addresses"`
+	Partitions   int      `json:"partitions"`
+	Leading      int      `json:"partitions_leading"`
+	ParkedReason string   `json:"parked_reason,omitempty"`
+}
+
+// nodePort serves metrics and the node's health.
+func (n *Node) nodePort() http.Handler {
+	mux := http.NewServeMux()
+	mux.HandleFunc("GET /health", func(w http.ResponseWriter, _ *http.Request) {
+		h := n.health()
+		w.Header().Set("content-type", "application/json")
+		if h.Status != statusAlive {
+			w.WriteHeader(http.StatusServiceUnavailable)
+		}
+		_ = json.NewEncoder(w).Encode(h) // the client is gone
+	})
+	if n.registry != nil {
+		mux.Handle("GET /metrics", promhttp.HandlerFor(n.registry, promhttp.HandlerOpts{}))
+	}
+	return mux
+}
+
+// The states of a node and its roles.
+const (
+	statusAlive    = "Alive"
+	statusStarting = "StartingUp"
+	statusStopping = "ShuttingDown"
+	roleReady      = "Ready"
+	roleActive     = "Active"
+	roleStarting   = "Starting"
+)
+
+func (n *Node) health() health {
+	a := n.Addresses()
+	h := health{
+		Status: statusAlive, NodeID: n.self.String(), NodeName: n.cfg.NodeName, ClusterName: n.cfg.ClusterName, Roles: n.cfg.Roles,
+		AgeSeconds: int64(time.Since(n.began).Seconds()), Admin: roleReady, Worker: roleActive, LogServer: roleReady, Metadata: "Member",
+		Version:    n.version,
+		Bound:      []string{n.listeners.ingress.Addr().String(), n.listeners.admin.Addr().String(), n.listeners.fabric.Addr().String()},
+		Advertised: []string{a.Ingress, a.Admin, a.Fabric},
+	}
+	for _, s := range n.statuses() {
+		h.Partitions++
+		if s.Leading {
+			h.Leading++
+		}
+		if s.Parked {
+			h.ParkedReason = "partition " + strconv.Itoa(int(s.Partition)) + ": " + s.LastError
+		}
+	}
+	switch {
+	case n.stopping.Load():
+		h.Status = statusStopping
+	case !n.isReady():
+		h.Status, h.Worker = statusStarting, roleStarting
+	}
+	return h
+}
+
+// partitionMetrics tells about the processors of a node. They are read when somebody asks for metrics.
+type partitionMetrics struct {
+	statuses func() []worker.Status
+	total    *prometheus.Desc
+	leading  *prometheus.Desc
+	applied  *prometheus.Desc
+	restarts *prometheus.Desc
+	parked   *prometheus.Desc
+}
+
+func newPartitionMetrics(statuses func() []worker.Status) *partitionMetrics {
+	p := []string{"partition"}
+	return &partitionMetrics{
+		statuses: statuses,
+		total:    prometheus.NewDesc("restate_num_partitions", "Partitions of the cluster.", nil, nil),
+		leading:  prometheus.NewDesc("restate_num_active_partition_leaders", "Partitions that this node leads.", nil, nil),
+		applied:  prometheus.NewDesc("perdure_partition_applied_lsn", "Last record of its log that a partition has applied.", p, nil),
+		restarts: prometheus.NewDesc("perdure_partition_restarts_total", "Times that a partition's processor failed and was started again.", p, nil),
+		parked:   prometheus.NewDesc("perdure_partition_parked", "1 while a partition stays stopped because going on could do harm.", p, nil),
+	}
+}
+
+// Describe implements prometheus.Collector.
+func (m *partitionMetrics) Describe(ch chan<- *prometheus.Desc) {
+	for _, d := range []*prometheus.Desc{m.total, m.leading, m.applied, m.restarts, m.parked} {
+		ch <- d
+	}
+}
+
+// Collect implements prometheus.Collector.
+func (m *partitionMetrics) Collect(ch chan<- prometheus.Metric) {
+	leading := 0
+	all := m.statuses()
+	for _, s := range all {
+		p := strconv.Itoa(int(s.Partition))
+		parked := 0.0
+		if s.Leading {
+			leading++
+		}
+		if s.Parked {
+			parked = 1
+		}
+		ch <- prometheus.MustNewConstMetric(m.applied, prometheus.GaugeValue, float64(s.Applied), p)
+		ch <- prometheus.MustNewConstMetric(m.restarts, prometheus.CounterValue, float64(s.Restarts), p)
+		ch <- prometheus.MustNewConstMetric(m.parked, prometheus.GaugeValue, parked, p)
+	}
+	ch <- prometheus.MustNewConstMetric(m.total, prometheus.GaugeValue, float64(len(all)))
+	ch <- prometheus.MustNewConstMetric(m.leading, prometheus.GaugeValue, float64(leading))
+}
