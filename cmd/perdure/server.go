@@ -369,7 +369,7 @@ func (s *server) explain(err error) error {
 
 // announce says that the node is ready and what can be done with it.
 func (s *server) announce(at node.Addresses) {
-	s.log.Info("ready", "ingress", at.Ingress, "admin", at.Admin, "node_port", at.Fabric)
+	s.log.Info("listening", "ingress", at.Ingress, "admin", at.Admin, "node_port", at.Fabric)
 	if s.loaded.Log.Format == "pretty" {
 		fmt.Fprint(s.app.err, banner(at))
 	}

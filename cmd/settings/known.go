@@ -17,10 +17,9 @@ var aliases = func() map[string]string {
 	m := map[string]string{}
 	for _, k := range []string{
 		"request-identity-private-key-pem-file", "request-identity-expiration", "additional-request-headers",
-		"aws-profile", "aws-assume-role-external-id", "request-compression-threshold", "connect-timeout",
+		"connect-timeout",
 		"http2-keep-alive-interval", "http2-keep-alive-timeout", "http2-streams-per-connection-limit",
 		"http2-idle-connection-timeout", "http2-initial-stream-window-size", "http2-initial-connection-window-size",
-		"http2-max-frame-size",
 	} {
 		m[k] = "worker.invoker." + k
 	}
@@ -53,6 +52,10 @@ var foreign = []struct {
 	{"invocation-yield-threshold", "", "attempts are not made to yield"},
 	{"metadata-client.type", "replicated", "metadata is always kept by the nodes themselves"},
 	{"metadata-client.path", "", "metadata is always kept by the nodes themselves"},
+	{"worker.invoker.aws-*", "", "this version calls no Lambda functions"},
+	{"aws-*", "", "this version calls no Lambda functions"},
+	{"worker.invoker.request-compression-threshold", "*", ""},
+	{"request-compression-threshold", "*", ""},
 	{"tls.*", "", "this version has no TLS of its own"},
 	{"location", "", "this version runs one node"},
 	{"worker.durability-mode", "", "durability follows from the log"},
@@ -69,6 +72,7 @@ var foreign = []struct {
 	{"metadata-client.message-size-limit", "*", ""},
 	{"metadata-client.backoff-policy.*", "*", ""},
 	{"metadata-client.object-store-retry-policy.*", "*", ""},
+	{"metadata-server.raft-heartbeat-tick", "*", ""},
 	{"metadata-server.request-queue-length", "*", ""},
 	{"metadata-server.auto-join", "*", ""},
 	{"metadata-server.status-update-interval", "*", ""},
@@ -84,6 +88,8 @@ var foreign = []struct {
 	{"ingress.ingestion.*", "*", ""},
 	{"bifrost.local.*", "*", ""},
 	{"bifrost.read-retry-policy.*", "*", ""},
+	{"bifrost.seal-retry-interval", "*", ""},
+	{"bifrost.replicated-loglet.read-batch-size", "*", ""},
 	{"bifrost.auto-recovery-interval", "*", ""},
 	{"bifrost.disable-auto-improvement", "*", ""},
 	{"bifrost.replicated-loglet.rpc-timeout", "*", ""},
@@ -96,9 +102,13 @@ var foreign = []struct {
 	{"worker.data-service-memory-limit", "*", ""},
 	{"worker.rule-book-poll-interval", "*", ""},
 	{"worker.self-proposal-queue-memory-limit", "*", ""},
+	{"worker.internal-queue-length", "*", ""},
 	{"worker.disable-scheduler", "*", ""},
 	{"worker.use-multi-db-layout", "*", ""},
 	{"worker.invoker.in-memory-queue-length-limit", "*", ""},
+	{"worker.invoker.per-invocation-initial-memory", "*", ""},
+	{"worker.invoker.http2-max-frame-size", "*", ""},
+	{"http2-max-frame-size", "*", ""},
 	{"worker.invoker.tmp-dir", "*", ""},
 	{"worker.invoker.http2-keep-alive-jitter", "*", ""},
 	{"worker.invoker.http2-initial-max-send-streams", "*", ""},

@@ -572,17 +572,14 @@ func (t *Tree) Leaks() (out []Violation) {
 }
 
 // judgedOnly are settings that nothing but validation reads: they say what this version can be.
-var judgedOnly = []string{"DefaultReplication", "Roles", "Insecure", "Addresses", "Mode"}
+var judgedOnly = []string{"DefaultReplication", "Roles", "Insecure", "RecordSizeLimit", "MetadataClient", "Addresses", "TLS", "Mode"}
 
-// Knobs checks that each setting of nodes/node is used by somebody.
+// Knobs checks that each setting of nodes/node is used by somebody, there or in cmd.
 func (t *Tree) Knobs() (out []Violation) {
+	used := map[string]bool{}
 	for _, p := range t.Packages {
-		if p.Path != "nodes/node" {
-			continue
-		}
-		used := map[string]bool{}
 		for _, f := range p.Files {
-			if f.Test || f.Name == "validate.go" {
+			if p.Path != "nodes/node" && !within(p.Path, "cmd") || f.Test || f.Name == "validate.go" {
 				continue
 			}
 			ast.Inspect(f.Syntax, func(n ast.Node) bool {
@@ -592,8 +589,12 @@ func (t *Tree) Knobs() (out []Violation) {
 				return true
 			})
 		}
+	}
+	for _, p := range t.Packages {
 		for _, f := range p.Files {
-			out = append(out, t.idleKnobs(f, used)...)
+			if p.Path == "nodes/node" {
+				out = append(out, t.idleKnobs(f, used)...)
+			}
 		}
 	}
 	return out
