@@ -125,10 +125,16 @@ func TestConformance(t *testing.T) {
 			return newClient(t, func(c *Config) { c.TLS = cfg }), parse(t, url, false)
 		})
 	})
-	t.Run("HTTP 1.1 over TLS", func(t *testing.T) {
-		transporttest.Run(t, http1Abilities, func(t *testing.T, h http.Handler) (transport.Transport, transport.Endpoint) {
-			url, cfg := serveTLS(t, h, true)
-			return newClient(t, func(c *Config) { c.TLS = cfg }), parse(t, url, true)
-		})
-	})
+}
+
+// HTTP/1.1 can be asked for where HTTP/2 would be had.
+func TestForcedHTTP1OverTLS(t *testing.T) {
+	url, cfg := serveTLS(t, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if r.ProtoMajor != 1 {
+			t.Errorf("got %s", r.Proto)
+		}
+	}), true)
+	if err := discover(newClient(t, func(c *Config) { c.TLS = cfg }), parse(t, url, true)); err != nil {
+		t.Fatal(err)
+	}
 }
