@@ -102,8 +102,23 @@ func findOther() string {
 			continue
 		}
 		if _, err := os.Stat(c); err == nil {
-			return c
+			return unwrap(c)
 		}
 	}
 	return ""
+}
+
+// unwrap returns the executable behind a script that npm installs: its own process would count as the server's.
+func unwrap(path string) string {
+	real, err := filepath.EvalSymlinks(path)
+	if err != nil {
+		return path
+	}
+	// …/@restatedev/restate-server/lib/index.js → …/@restatedev/restate-server-<os>-<arch>/bin/restate-server
+	scope := filepath.Dir(filepath.Dir(filepath.Dir(real)))
+	found, err := filepath.Glob(filepath.Join(scope, "restate-server-*", "bin", "restate-server"))
+	if err != nil || len(found) != 1 {
+		return path
+	}
+	return found[0]
 }
