@@ -153,6 +153,7 @@ func relocate(raw json.RawMessage, name string) any {
 				walk(e)
 			}
 		case object:
+			// The order cannot show: each entry is rewritten on its own.
 			for k, e := range v {
 				s, isString := e.(string)
 				switch {
