@@ -259,9 +259,6 @@ func (s *Sequencer) Stop(reason error, out *SequencerOutput) {
 
 // commit moves the global tail over all batches that a write quorum holds.
 func (s *Sequencer) commit(now time.Duration, out *SequencerOutput) {
-	if s.stopped != nil {
-		return
-	}
 	n := 0
 	for n < len(s.batches) {
 		b := &s.batches[n]
