@@ -87,7 +87,7 @@ func TestReplicasAgree(t *testing.T) {
 	for range 3 {
 		seed := rand.Uint64()
 		t.Logf("seed %d", seed)
-		log, hashes := writeLog(t, seed, 600)
+		log, hashes := writeLog(t, seed, 400)
 		rng := rand.New(rand.NewPCG(seed, 2))
 		for _, maxBatch := range []int{1, 32} {
 			replay(t, seed, rng, log, hashes, maxBatch)

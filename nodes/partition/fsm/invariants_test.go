@@ -291,7 +291,7 @@ func (o *oracle) watch(m *Machine, c *recordpb.Command, as []Action) {
 
 // Random logs keep the tables consistent, answer each request once, and end with nothing left over.
 func TestRandomLogsKeepTheInvariants(t *testing.T) {
-	seeds := 60
+	seeds := 20
 	if testing.Short() {
 		seeds = 5
 	}
