@@ -13,7 +13,10 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"net"
 	"net/http"
+	"net/netip"
+	"slices"
 	"strings"
 	"sync/atomic"
 	"time"
@@ -136,6 +139,9 @@ type Health struct {
 type Config struct {
 	// Token that requests must carry as bearer token; empty means that nobody needs one.
 	Token string
+	// Hosts are the names by which clients may call the server, besides IP addresses; nil means any. A server on loopback
+	// without a token should take localhost only: else a web page whose name is made to resolve to 127.0.0.1 can call it.
+	Hosts []string
 	// ConcurrentRequests is how many requests may be in progress; more are answered 429. 0 means no limit.
 	ConcurrentRequests int
 	// BodyLimit is the largest request body, in bytes. Too low refuses large changes of state. Must be positive.
@@ -265,6 +271,10 @@ func (a *Admin) guard(next http.Handler) http.Handler {
 			w.WriteHeader(http.StatusTooManyRequests)
 			return
 		}
+		if !a.knownHost(r.Host) {
+			a.respond(w, r, http.StatusForbidden, errorBody{Message: "this server does not answer to the host name in the request; call it by address or as localhost"})
+			return
+		}
 		if !a.authorized(r) {
 			w.Header().Set("WWW-Authenticate", "Bearer")
 			a.respond(w, r, http.StatusUnauthorized, errorBody{Message: "this server wants the admin token as Authorization: Bearer <token>"})
@@ -273,6 +283,22 @@ func (a *Admin) guard(next http.Handler) http.Handler {
 		r.Body = http.MaxBytesReader(w, r.Body, a.cfg.BodyLimit)
 		next.ServeHTTP(w, r)
 	})
+}
+
+// knownHost reports whether clients may call the server by this name.
+func (a *Admin) knownHost(hostport string) bool {
+	if a.cfg.Hosts == nil {
+		return true
+	}
+	host := hostport
+	if h, _, err := net.SplitHostPort(hostport); err == nil {
+		host = h
+	}
+	host = strings.TrimSuffix(strings.ToLower(strings.Trim(host, "[]")), ".")
+	if _, err := netip.ParseAddr(host); err == nil {
+		return true
+	}
+	return slices.ContainsFunc(a.cfg.Hosts, func(h string) bool { return strings.EqualFold(h, host) })
 }
 
 // authorized checks the token in constant time. Whether the server lives may be asked by anybody.

@@ -694,6 +694,22 @@ func TestOtherPagesCannotChangeAnything(t *testing.T) {
 	}
 }
 
+func TestHosts(t *testing.T) {
+	f := setup(t, func(c *Config) { c.Hosts = []string{"localhost"} })
+	for host, code := range map[string]int{
+		"localhost": 200, "LocalHost:9070": 200, "localhost.": 200, "127.0.0.1:9070": 200, "[::1]:9070": 200, "::1": 200,
+		"evil.example": 403, "evil.example:9070": 403, "127.0.0.1.evil.example": 403, "localhost.evil.example": 403, "": 403,
+	} {
+		r := httptest.NewRequest("GET", "/version", nil)
+		r.Host = host
+		w := httptest.NewRecorder()
+		f.a.Handler().ServeHTTP(w, r)
+		if w.Code != code {
+			t.Errorf("%q: %d, want %d", host, w.Code, code)
+		}
+	}
+}
+
 func TestLimits(t *testing.T) {
 	f := setup(t, func(c *Config) { c.BodyLimit = 64; c.ConcurrentRequests = 1 })
 	f.expect(f.request("POST", "/deployments", `{"uri":"http://h/`+strings.Repeat("x", 64)+`"}`), 413, "length limit exceeded")
