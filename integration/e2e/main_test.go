@@ -85,6 +85,12 @@ func run(m *testing.M) int {
 	}
 	defer closeVariants()
 	code := m.Run()
+	if target.server != nil {
+		if crash := target.server.Crash(); crash != "" {
+			fmt.Fprintf(os.Stderr, "the server found fault with itself:\n%s\n", crash)
+			code = 1
+		}
+	}
 	if code != 0 && target.server != nil && target.kind == "perdure" {
 		fmt.Fprintf(os.Stderr, "end of the server's log:\n%s\n", target.server.LogTail(16<<10))
 	}

@@ -7,6 +7,7 @@
 package harness
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -145,6 +146,9 @@ func Start(t testing.TB, definition string, config map[string]string) *Server {
 			t.Logf("end of the server's log:\n%s", s.LogTail(16<<10))
 		}
 		s.Close()
+		if crash := s.Crash(); crash != "" {
+			t.Errorf("the server found fault with itself:\n%s", crash)
+		}
 	})
 	return s
 }
@@ -191,6 +195,24 @@ func (s *Server) LogTail(n int64) string {
 		return err.Error()
 	}
 	return string(b)
+}
+
+// crashMarks begin what a Go program prints when it found a data race or died of a panic.
+var crashMarks = [][]byte{[]byte("WARNING: DATA RACE"), []byte("\npanic: "), []byte("\nfatal error: ")}
+
+// Crash is what the server printed about a data race or a panic (its first 8 KiB), "" if it did not. A race is found only
+// by an executable built with -race, which goes on afterwards, so whoever runs one must ask.
+func (s *Server) Crash() string {
+	b, err := os.ReadFile(s.node.Log)
+	if err != nil {
+		return err.Error()
+	}
+	for _, mark := range crashMarks {
+		if i := bytes.Index(b, mark); i >= 0 {
+			return string(b[i:min(len(b), i+8<<10)])
+		}
+	}
+	return ""
 }
 
 // Close kills the server if it still runs. It may be called more than once; the directory stays.

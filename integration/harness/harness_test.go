@@ -104,6 +104,18 @@ func TestStartKillRestartStop(t *testing.T) {
 	}
 	s.Close()
 	s.Close()
+	if crash := s.Crash(); crash != "" {
+		t.Errorf("crash %q", crash)
+	}
+	f, err := os.OpenFile(s.node.Log, os.O_APPEND|os.O_WRONLY, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	fmt.Fprint(f, "so\npanic: because\n")
+	f.Close()
+	if crash := s.Crash(); !strings.Contains(crash, "panic: because") {
+		t.Errorf("crash %q", crash)
+	}
 	if got, want := notes(t, dir), "begin option, begin option, end"; got != want {
 		t.Errorf("notes %q, want %q", got, want)
 	}

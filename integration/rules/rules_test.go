@@ -46,6 +46,8 @@ func TestGenerated(t *testing.T)   { report(t, load(t).Generated()) }
 func TestHabits(t *testing.T)      { report(t, load(t).Habits()) }
 func TestLeaks(t *testing.T)       { report(t, load(t).Leaks()) }
 
+func TestKnobs(t *testing.T) { report(t, load(t).Knobs()) }
+
 func TestMapOrder(t *testing.T) {
 	vs, err := load(t).MapOrder()
 	if err != nil {
