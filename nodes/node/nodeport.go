@@ -3,6 +3,7 @@ package node
 import (
 	"encoding/json"
 	"net/http"
+	"net/http/pprof"
 	"strconv"
 	"time"
 
@@ -32,7 +33,7 @@ type health struct {
 	ParkedReason string   `json:"parked_reason,omitempty"`
 }
 
-// nodePort serves metrics and the node's health.
+// nodePort serves metrics, the node's health, and profiles of the process for whoever looks for lost time or memory.
 func (n *Node) nodePort() http.Handler {
 	mux := http.NewServeMux()
 	mux.HandleFunc("GET /health", func(w http.ResponseWriter, _ *http.Request) {
@@ -43,6 +44,9 @@ func (n *Node) nodePort() http.Handler {
 		}
 		_ = json.NewEncoder(w).Encode(h) // the client is gone
 	})
+	mux.HandleFunc("GET /debug/pprof/", pprof.Index)
+	mux.HandleFunc("GET /debug/pprof/profile", pprof.Profile)
+	mux.HandleFunc("GET /debug/pprof/trace", pprof.Trace)
 	if n.registry != nil {
 		mux.Handle("GET /metrics", promhttp.HandlerFor(n.registry, promhttp.HandlerOpts{}))
 	}
