@@ -233,3 +233,40 @@ func TestDestroy(t *testing.T) {
 		t.Fatalf("%v %v", ok, err)
 	}
 }
+
+// A crash at any moment of the creation leaves a directory that can be opened, and a store that was
+// opened is not taken for an incomplete one.
+func TestCrashDuringCreation(t *testing.T) {
+	seed := rand.Uint64()
+	t.Logf("seed %d", seed)
+	rng := rand.New(rand.NewPCG(seed, 4))
+	for i := range 60 {
+		mem := vfs.NewCrashableMem()
+		ops, at := 0, i
+		var crashed *vfs.MemFS
+		fs := vfs.WithLogging(mem, func(string, ...any) {
+			if ops++; ops == at && crashed == nil {
+				crashed = mem.CrashClone(vfs.CrashCloneCfg{UnsyncedDataPercent: rng.IntN(101), RNG: rng})
+			}
+		})
+		s := openMem(t, fs)
+		if crashed == nil { // after the creation: what is durable now has to stay
+			put(t, s, []byte("a"), []byte("b"))
+			if err := s.Flush(); err != nil {
+				t.Fatal(err)
+			}
+			crashed = mem.CrashClone(vfs.CrashCloneCfg{RNG: rng})
+			at = 0
+		}
+		if err := s.Close(); err != nil {
+			t.Fatal(err)
+		}
+		s = openMem(t, crashed)
+		if _, ok, err := s.Get([]byte("a")); err != nil || ok != (at == 0) {
+			t.Fatalf("seed %d, crash after %d operations: row %v, %v", seed, i, ok, err)
+		}
+		if err := s.Close(); err != nil {
+			t.Fatal(err)
+		}
+	}
+}

@@ -87,7 +87,7 @@ type Store struct {
 func Open(o Options) (*Store, error) {
 	o.setDefaults()
 	s := &Store{partition: o.Partition, keys: o.Range}
-	db, err := pebble.Open(o.Dir, s.pebbleOptions(&o))
+	db, err := openOrCreate(o.Dir, s.pebbleOptions(&o))
 	if err != nil {
 		return nil, fmt.Errorf("open the store of partition %d in %s: %w", o.Partition, o.Dir, err)
 	}
