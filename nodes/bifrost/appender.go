@@ -339,9 +339,13 @@ func (a *Appender) recoverLocked() {
 
 // recover makes the log writable by this node, however long it takes, and goes on appending.
 func (a *Appender) recover() {
+	logger := a.log.b.cfg.Logger.With("log", uint32(a.log.id))
 	for n := 1; ; n++ {
 		driver, base, err := a.log.writable(a.ctx)
 		if err == nil {
+			if n > 1 {
+				logger.Info("log is writable again", "attempts", n)
+			}
 			a.mu.Lock()
 			a.driver, a.base, a.recovers, a.full = driver, base, false, false
 			a.unlockAndPump()
@@ -350,7 +354,9 @@ func (a *Appender) recover() {
 		if a.ctx.Err() != nil || errors.Is(err, ErrClosed) {
 			return // Close answers what is left
 		}
-		a.log.b.cfg.Logger.Warn("making the log writable failed, it is tried again", "log", uint32(a.log.id), "err", err)
+		if n&(n-1) == 0 { // less and less often
+			logger.Warn("making the log writable failed, it is tried again", "attempts", n, "err", err)
+		}
 		a.log.b.pause(a.ctx, min(time.Duration(n)*50*time.Millisecond, time.Second))
 	}
 }

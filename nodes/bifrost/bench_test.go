@@ -1,6 +1,7 @@
 package bifrost
 
 import (
+	"fmt"
 	"slices"
 	"sync"
 	"syscall"
@@ -11,7 +12,7 @@ import (
 )
 
 // benchmarkAppendRead measures the way append → durable → read back, with fsync on a real directory.
-func benchmarkAppendRead(b *testing.B, logs, writers int) {
+func benchmarkAppendRead(b *testing.B, logs, writers, window int) {
 	n := single(b, b.TempDir())
 	payload := make([]byte, 300)
 	appenders := make([]*Appender, logs)
@@ -19,7 +20,7 @@ func benchmarkAppendRead(b *testing.B, logs, writers int) {
 	stop := make(chan struct{})
 	for i := range appenders {
 		id := cluster.LogID(i)
-		appenders[i] = n.Appender(id, AppenderOptions{})
+		appenders[i] = n.Appender(id, AppenderOptions{Window: window})
 		mustAppend(b, appenders[i], "first")
 		r := n.Reader(id, 1)
 		readers.Go(func() {
@@ -98,9 +99,17 @@ func cpuTime(b *testing.B) time.Duration {
 	return time.Duration(u.Utime.Nano() + u.Stime.Nano())
 }
 
-func BenchmarkAppendRead1(b *testing.B)   { benchmarkAppendRead(b, 1, 1) }
-func BenchmarkAppendRead64(b *testing.B)  { benchmarkAppendRead(b, 24, 64) }
-func BenchmarkAppendRead512(b *testing.B) { benchmarkAppendRead(b, 24, 512) }
+func BenchmarkAppendRead1(b *testing.B)   { benchmarkAppendRead(b, 1, 1, 0) }
+func BenchmarkAppendRead64(b *testing.B)  { benchmarkAppendRead(b, 24, 64, 0) }
+func BenchmarkAppendRead512(b *testing.B) { benchmarkAppendRead(b, 24, 512, 0) }
+
+// BenchmarkWindow compares how many batches of a log may be under way.
+func BenchmarkWindow(b *testing.B) {
+	for _, window := range []int{1, 2, 4, 8} {
+		b.Run(fmt.Sprintf("24 logs 64 writers window %d", window), func(b *testing.B) { benchmarkAppendRead(b, 24, 64, window) })
+		b.Run(fmt.Sprintf("1 log 64 writers window %d", window), func(b *testing.B) { benchmarkAppendRead(b, 1, 64, window) })
+	}
+}
 
 // BenchmarkReplay reads a log from the store, as after a restart.
 func BenchmarkReplay(b *testing.B) {

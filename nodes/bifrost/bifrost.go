@@ -318,20 +318,23 @@ func (b *Bifrost) segmentOf(s chain.Segment, end cluster.LSN, open bool) segment
 	if !open {
 		seg.end = end
 	}
-	seg.order = readOrder(s, b.cfg.Self.ID)
+	seg.order = readOrder(s, seg.quorum.Readable(), b.cfg.Self.ID)
 	return seg
 }
 
 // readOrder is the own node first, then the others, beginning at a place that depends on the segment
-// so that readers of different logs spread.
-func readOrder(s chain.Segment, self cluster.NodeID) []int {
+// so that readers of different logs spread. Nodes that can not be read from come not at all, unless
+// there are no others.
+func readOrder(s chain.Segment, readable cluster.Members, self cluster.NodeID) []int {
 	n := len(s.NodeSet)
 	var own, others []int
 	for i := range n {
 		at := (i + int(s.Loglet.LogID()) + int(self)) % n
-		if s.NodeSet[at] == self {
+		switch {
+		case !readable.Has(at) && !readable.Empty():
+		case s.NodeSet[at] == self:
 			own = append(own, at)
-		} else {
+		default:
 			others = append(others, at)
 		}
 	}

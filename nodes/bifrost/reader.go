@@ -295,7 +295,7 @@ func (r *Reader) fetched(id uint64, offset cluster.Offset, reply *logserver.Read
 		f.corrupt = fmt.Errorf("%s", reply.Reason)
 	}
 	f.attempt++
-	if f.attempt%r.seg.quorum.Size() != 0 {
+	if f.attempt%len(r.seg.order) != 0 {
 		r.notify() // the next server
 		return
 	}
@@ -335,7 +335,7 @@ func (r *Reader) pause() {
 	f.active = true
 	f.id++
 	id := f.id
-	rounds := f.attempt / r.seg.quorum.Size()
+	rounds := f.attempt / len(r.seg.order)
 	d := min(time.Duration(rounds)*20*time.Millisecond, time.Second)
 	f.timer = r.log.b.cfg.Clock.AfterFunc(d, func() {
 		r.mu.Lock()

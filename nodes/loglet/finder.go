@@ -4,6 +4,7 @@ import (
 	"time"
 
 	"perdure/control/cluster"
+	"perdure/control/mutant"
 	"perdure/nodes/logserver"
 	"perdure/nodes/transport"
 )
@@ -189,7 +190,7 @@ func (f *Finder) Answer(now time.Duration, a *Answer) []Send {
 
 // learn keeps what any reply tells of a server.
 func (f *Finder) learn(n *peer, s *logserver.StateReply) {
-	if s.Status == logserver.StatusDataLoss {
+	if s.Status == logserver.StatusDataLoss && !mutant.Is(mutant.LossIgnored) {
 		// It is no witness for what is not there; that it refuses appends is all it can promise.
 		n.lost, n.known = true, false
 		return
@@ -361,7 +362,7 @@ func (f *Finder) anySealed() bool {
 }
 
 func (f *Finder) evaluateSealed() {
-	if !f.fMajority(func(n *peer) bool { return n.known && n.sealed }) {
+	if !f.fMajority(func(n *peer) bool { return n.known && n.sealed }) && !(mutant.Is(mutant.SealByOne) && f.anySealed()) {
 		return
 	}
 	top := cluster.Offset(1)
@@ -371,6 +372,10 @@ func (f *Finder) evaluateSealed() {
 		}
 	}
 	switch {
+	case mutant.Is(mutant.TailIsKnown):
+		f.finish(TailResult{Tail: f.global, Sealed: true})
+	case mutant.Is(mutant.NoRepair) && top >= f.global:
+		f.finish(TailResult{Tail: top, Sealed: true})
 	case top < f.global:
 		// A server that was not asked in this round knows more: take everybody's word anew.
 		f.restart()
@@ -424,6 +429,11 @@ func (f *Finder) nextRun(now time.Duration) {
 		return
 	}
 	if f.source() < 0 {
+		if mutant.Is(mutant.RepairSkipsHole) {
+			f.start++
+			f.nextRun(now)
+			return
+		}
 		// The oldest record may exist only on a server that does not answer: never skip it.
 		f.plan(now)
 		return
@@ -495,7 +505,7 @@ func (f *Finder) pump(now time.Duration) []Send {
 	}
 	for i := range f.nodes {
 		n := &f.nodes[i]
-		if n.busy || n.done || n.lost || now < n.retryAt {
+		if n.busy || n.done || n.lost || now < n.retryAt || !f.params.Quorum.Readable().Has(i) {
 			continue
 		}
 		m := f.request(i, n, source)

@@ -30,7 +30,8 @@ type Params struct {
 	ID cluster.LogletID
 	// Sequencer is the only life of a node that gives offsets.
 	Sequencer cluster.GenNodeID
-	// Quorum judges sets of the segment's log servers. Its positions are the node set's order.
+	// Quorum judges sets of the segment's log servers, with the storage states that were known when it
+	// was made. Its positions are the node set's order.
 	Quorum *cluster.Quorum
 }
 

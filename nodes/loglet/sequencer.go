@@ -5,6 +5,7 @@ import (
 	"time"
 
 	"perdure/control/cluster"
+	"perdure/control/mutant"
 	"perdure/nodes/logserver"
 )
 
@@ -110,7 +111,7 @@ type server struct {
 	retryAt  time.Duration // no sends before; 0 when healthy
 	deadline time.Duration // of the stores in flight; moves with each answer
 	sealed   bool
-	refuses  bool // for ever: other sequencer, disk failed, data lost
+	refuses  bool // for ever: other sequencer, disk failed, data lost, not to be written to
 }
 
 // NewSequencer returns the sequencer of a fresh loglet.
@@ -119,6 +120,7 @@ func NewSequencer(p Params, cfg SequencerConfig) *Sequencer {
 	s.servers = make([]server, p.Quorum.Size())
 	for i := range s.servers {
 		s.servers[i].tail = 1
+		s.servers[i].refuses = !p.Quorum.Writable().Has(i)
 	}
 	return s
 }
@@ -172,7 +174,7 @@ func (s *Sequencer) Answer(now time.Duration, a *Answer, out *SequencerOutput) {
 	}
 	switch state.Status {
 	case logserver.StatusOK:
-		if !state.Sealed {
+		if !state.Sealed || mutant.Is(mutant.SealedTailAck) {
 			// A sealed server's tail proves nothing here: repair may have moved it beyond the tail
 			// at which the loglet was found sealed, and nothing there may be acknowledged.
 			sv.tail = max(sv.tail, state.LocalTail)
@@ -268,7 +270,7 @@ func (s *Sequencer) commit(now time.Duration, out *SequencerOutput) {
 				has.Add(i)
 			}
 		}
-		if !s.params.Quorum.WriteQuorum(has) {
+		if !s.params.Quorum.WriteQuorum(has) && !(mutant.Is(mutant.CommitByOne) && !has.Empty()) {
 			break
 		}
 		s.global = b.next()

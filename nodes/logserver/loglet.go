@@ -15,6 +15,7 @@ import (
 	"math"
 
 	"perdure/control/cluster"
+	"perdure/control/mutant"
 )
 
 // MaxOffset bounds the offsets of a loglet; before it is reached the log continues in a new segment.
@@ -143,7 +144,7 @@ type Loglet struct {
 
 // NewLoglet continues a loglet from what the store remembers.
 func NewLoglet(id cluster.LogletID, m Meta) *Loglet {
-	l := &Loglet{id: id, sequencer: m.Sequencer, trim: m.TrimPoint, sealed: m.Sealed, sealing: m.Sealed, dataLoss: m.DataLoss}
+	l := &Loglet{id: id, sequencer: m.Sequencer, trim: m.TrimPoint, sealed: m.Sealed, sealing: m.Sealed, dataLoss: m.DataLoss && !mutant.Is(mutant.LossIgnored)}
 	l.local = max(m.LocalTail, m.TrimPoint+1, 1)
 	l.staging = l.local
 	l.global = max(m.GlobalTail, m.TrimPoint+1, 1)
@@ -179,7 +180,7 @@ func (l *Loglet) Store(tok Token, from cluster.GenNodeID, r *StoreRequest, out *
 		l.park(tok, parkedDuplicate, next)
 	case l.sealing && !l.sealed && r.Repair:
 		l.reply(tok, StatusSealing, out)
-	case l.sealing && !l.sealed:
+	case l.sealing && !l.sealed && !mutant.Is(mutant.StoresIgnoreSeal):
 		l.park(tok, parkedStore, 0)
 	default:
 		l.accept(tok, r, out)
@@ -193,7 +194,7 @@ func (l *Loglet) refuse(from cluster.GenNodeID, r *StoreRequest) (Status, bool) 
 		return StatusMalformed, true
 	case l.dataLoss:
 		return StatusDataLoss, true
-	case !r.Repair && l.sealed:
+	case !r.Repair && l.sealed && !mutant.Is(mutant.StoresIgnoreSeal):
 		return StatusSealed, true
 	case l.disabled:
 		return StatusDisabled, true
@@ -202,7 +203,7 @@ func (l *Loglet) refuse(from cluster.GenNodeID, r *StoreRequest) (Status, bool) 
 	}
 	nextOK := max(l.staging, l.global)
 	switch {
-	case r.First > nextOK:
+	case r.First > nextOK && !mutant.Is(mutant.HolesAccepted):
 		return StatusOutOfBounds, true
 	case r.First < nextOK && !r.Repair && from != r.Sequencer:
 		return StatusSequencerMismatch, true // nobody else may fill behind
@@ -220,6 +221,11 @@ func (l *Loglet) accept(tok Token, r *StoreRequest, out *Output) {
 		w.GlobalTail = l.global // what makes the hole harmless must survive with it
 	}
 	l.staging = max(l.staging, r.Next())
+	if mutant.Is(mutant.AckBeforeSync) {
+		l.local = l.staging
+		l.reply(tok, StatusOK, out)
+		tok = nil
+	}
 	l.enqueue(tok, w, out)
 }
 
@@ -235,6 +241,9 @@ func (l *Loglet) Seal(tok Token, r *SealRequest, out *Output) {
 		l.reply(tok, StatusDisabled, out)
 	case l.sealing:
 		l.park(tok, parkedSeal, 0)
+	case mutant.Is(mutant.SealNotDurable):
+		l.sealing, l.sealed = true, true
+		l.reply(tok, StatusOK, out)
 	default:
 		l.sealing = true
 		l.enqueue(tok, &Write{Loglet: l.id, Kind: WriteSeal, GlobalTail: l.global}, out)
@@ -273,6 +282,9 @@ func (l *Loglet) Trim(tok Token, r *TrimRequest, out *Output) {
 		return
 	}
 	point := min(r.UpTo, l.local-1)
+	if mutant.Is(mutant.TrimUncommitted) {
+		point = r.UpTo
+	}
 	if point <= l.trim {
 		l.reply(tok, StatusOK, out)
 		return
