@@ -9,8 +9,8 @@ import (
 	"encoding/base64"
 	"encoding/binary"
 	"errors"
-	"fmt"
 	"math/bits"
+	"slices"
 	"strings"
 
 	"github.com/zeebo/xxh3"
@@ -22,6 +22,9 @@ import (
 var (
 	ErrBadFormat = errors.New("bad format")
 	ErrCodec     = errors.New("unrecognized codec version")
+	ErrLength    = errors.New("bad length")
+	ErrType      = errors.New("id doesn't match the expected type")
+	ErrDigits    = errors.New("base62 decode error")
 )
 
 // InvocationID is the 24 raw bytes of an invocation's id: partition key (big endian), then 16 bytes
@@ -74,11 +77,11 @@ func ParseInvocationID(s string) (id InvocationID, err error) {
 	}
 	hi, k, err := parse62(body[:11])
 	if err != nil || hi != 0 {
-		return id, ErrBadFormat
+		return id, ErrDigits
 	}
 	uhi, ulo, err := parse62(body[11:])
 	if err != nil {
-		return id, ErrBadFormat
+		return id, err
 	}
 	binary.LittleEndian.PutUint64(id[:8], k)
 	binary.LittleEndian.PutUint64(id[8:16], ulo)
@@ -107,24 +110,29 @@ func ParseDeploymentID(s string) (id DeploymentID, err error) {
 	}
 	hi, lo, err := parse62(body)
 	if err != nil {
-		return id, ErrBadFormat
+		return id, err
 	}
 	binary.LittleEndian.PutUint64(id[:8], lo)
 	binary.LittleEndian.PutUint64(id[8:], hi)
 	return id, nil
 }
 
+// prefixes are those of all ids that anybody may pass where another one is wanted.
+var prefixes = []string{"inv", "dp", "sub", "snap", "mut", "sign", "prom"}
+
 // body checks prefix, codec version and length and returns what follows them.
 func body(s, prefix string, n int) (string, error) {
 	p, rest, ok := strings.Cut(s, "_")
-	if !ok || p != prefix || rest == "" {
+	if !ok || rest == "" || !slices.Contains(prefixes, p) {
 		return "", ErrBadFormat
 	}
-	if rest[0] != '1' {
+	switch {
+	case rest[0] != '1':
 		return "", ErrCodec
-	}
-	if len(rest) != n+1 {
-		return "", ErrBadFormat
+	case p != prefix:
+		return "", ErrType
+	case len(rest) != n+1:
+		return "", ErrLength
 	}
 	return rest[1:], nil
 }
@@ -319,18 +327,18 @@ func parse62(s string) (hi, lo uint64, err error) {
 	for i := 0; i < len(s); i++ {
 		d := strings.IndexByte(digits, s[i])
 		if d < 0 {
-			return 0, 0, fmt.Errorf("%w: digit %q", ErrBadFormat, s[i])
+			return 0, 0, ErrDigits
 		}
 		h1, l1 := bits.Mul64(lo, 62)
 		h2, l2 := bits.Mul64(hi, 62)
 		if h2 != 0 {
-			return 0, 0, ErrBadFormat
+			return 0, 0, ErrDigits
 		}
 		var c uint64
 		lo, c = bits.Add64(l1, uint64(d), 0)
 		hi, c = bits.Add64(l2, h1, c)
 		if c != 0 {
-			return 0, 0, ErrBadFormat
+			return 0, 0, ErrDigits
 		}
 	}
 	return hi, lo, nil
