@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net"
 	"net/http"
 	"slices"
 	"sync"
@@ -48,6 +49,9 @@ func (n *Node) adminServer(m *membership, schemas *registry.Registry, s *service
 		ac.ConcurrentRequests = *l
 	}
 	ac.RoutingHeaders = n.cfg.Admin.DeploymentRoutingHeaders
+	if tcp, ok := n.listeners.admin.Addr().(*net.TCPAddr); ok && tcp.IP.IsLoopback() && ac.Token == "" {
+		ac.Hosts = []string{"localhost"} // no page may reach it through a name that it makes point here
+	}
 	ac.ServerVersion = n.version
 	ac.IngressURL = n.Addresses().Ingress
 	ac.Features = map[string]bool{"protocol_v7": n.cfg.Features.ProtocolV7}
