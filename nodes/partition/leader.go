@@ -9,6 +9,7 @@ import (
 
 	"perdure/control/cluster"
 	"perdure/control/ident"
+	"perdure/control/mutant"
 	"perdure/invokers"
 	"perdure/invokers/invocationpb"
 	"perdure/invokers/protocol"
@@ -34,6 +35,7 @@ type leader struct {
 	cleaning     map[ident.InvocationID]struct{} // purges proposed and not yet applied
 	durableAsked cluster.LSN
 	trims        []trim
+	acks         []ack // scratch
 
 	mail mailbox
 }
@@ -79,57 +81,78 @@ func (m *mailbox) take(into []ack) []ack {
 // lead runs the partition as its leader until a higher epoch is announced (nil), the leader can no longer
 // write, or ctx ends.
 func (p *Processor) lead(ctx context.Context, prop *proposer) (err error) {
+	l, err := p.newLeader(prop)
+	if err != nil {
+		return err
+	}
+	defer func() { l.end(err) }()
+	return l.loop(ctx)
+}
+
+// newLeader makes what a leader has, from the store, and starts what runs.
+func (p *Processor) newLeader(prop *proposer) (_ *leader, err error) {
 	l := &leader{p: p, prop: prop, cleaning: map[ident.InvocationID]struct{}{}}
 	l.mail.wake = make(chan struct{}, 1)
 	l.timers = newTimerQueue(p.cfg.TimersInMemory, p.store.Timers)
 	head, err := p.store.OutboxHead()
 	if err != nil {
-		return fmt.Errorf("read the outbox head: %w", err)
+		return nil, fmt.Errorf("read the outbox head: %w", err)
 	}
 	l.shuffle = newShuffle(head, p.cfg.OutboxInMemory, p.cfg.Lookup)
 	l.shuffle.send, l.shuffle.load = l.deliver, l.loadOutbox
 	l.truncated = head - 1
 	l.invoker = p.cfg.OpenInvoker(p.cfg.Partition, l)
 	defer func() {
-		p.leader.Store(nil)
-		p.cfg.Listener.stoppedLeading(p.cfg.Partition, prop.epoch, err)
-		prop.close()
-		l.invoker.Close()
-		l.waiters.close()
+		if err != nil {
+			l.end(err)
+		}
 	}()
 	err = p.store.Invoked(func(id ident.InvocationID, incarnation uint64) error {
 		l.invoker.Invoke(id, incarnation, nil)
 		return nil
 	})
 	if err != nil {
-		return fmt.Errorf("start the running invocations: %w", err)
+		return nil, fmt.Errorf("start the running invocations: %w", err)
 	}
 	p.leader.Store(l)
 	p.cfg.Listener.leading(p.cfg.Partition, prop.epoch)
-	return l.loop(ctx)
+	return l, nil
+}
+
+// end undoes newLeader.
+func (l *leader) end(err error) {
+	l.p.leader.Store(nil)
+	l.p.cfg.Listener.stoppedLeading(l.p.cfg.Partition, l.prop.epoch, err)
+	l.prop.close()
+	l.invoker.Close()
+	l.waiters.close()
+}
+
+// step does what can be done now: applies a batch, carries out what it decided, and what time asks for. n is
+// the number of records applied; over says that another leader was announced; wake is when to come again.
+func (l *leader) step(ctx context.Context) (n int, over bool, wake time.Time, err error) {
+	n, err = l.p.applyAvailable()
+	if err != nil {
+		return n, false, wake, err
+	}
+	if n > 0 && l.perform(l.p.actions.List) {
+		return n, true, wake, nil
+	}
+	now := l.p.cfg.Now()
+	l.acks = l.mail.take(l.acks)
+	for _, a := range l.acks {
+		l.shuffle.acked(a.dest, a.n, a.err, now)
+	}
+	wake, err = l.housekeep(ctx, now)
+	return n, false, wake, err
 }
 
 func (l *leader) loop(ctx context.Context) error {
 	timer := time.NewTimer(0)
 	defer timer.Stop()
-	var acks []ack
 	for {
-		n, err := l.p.applyAvailable()
-		if err != nil {
-			return err
-		}
-		if n > 0 {
-			if over := l.perform(l.p.actions.List); over {
-				return nil
-			}
-		}
-		now := l.p.cfg.Now()
-		acks = l.mail.take(acks)
-		for _, a := range acks {
-			l.shuffle.acked(a.dest, a.n, a.err, now)
-		}
-		wake, err := l.housekeep(ctx, now)
-		if err != nil {
+		n, over, wake, err := l.step(ctx)
+		if err != nil || over {
 			return err
 		}
 		if n > 0 { // more may be there; cancellation and failure are looked at once it is calm, or every so often
@@ -142,7 +165,7 @@ func (l *leader) loop(ctx context.Context) error {
 				continue
 			}
 		}
-		timer.Reset(wake.Sub(now))
+		timer.Reset(wake.Sub(l.p.cfg.Now()))
 		select {
 		case <-l.p.reader.Wait():
 		case <-l.mail.wake:
@@ -232,6 +255,9 @@ const truncateAfter = 4096
 // before its due time, and never fires earlier than any record already written.
 func (l *leader) fireTimers(now time.Time) (wake time.Time, err error) {
 	nowMs := uint64(now.UnixMilli())
+	if mutant.Is(mutant.TimerEarly) {
+		nowMs += 1000
+	}
 	for {
 		k, ok, err := l.timers.next()
 		switch {
@@ -277,6 +303,9 @@ func (l *leader) tick(ctx context.Context, now time.Time) error {
 	durable, err := l.p.store.DurableLSN()
 	if err != nil {
 		return fmt.Errorf("read the durable LSN: %w", err)
+	}
+	if mutant.Is(mutant.DurableIsApplied) {
+		durable = l.p.AppliedLSN()
 	}
 	if durable >= l.durableAsked+l.p.cfg.DurabilityStep {
 		c := &recordpb.Command{Kind: &recordpb.Command_PartitionDurability{PartitionDurability: &recordpb.PartitionDurability{DurableLsn: uint64(durable)}}}

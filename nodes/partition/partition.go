@@ -142,8 +142,10 @@ type Processor struct {
 	fsm   *fsm.Machine
 	txn   *store.Txn
 
-	reader   *bifrost.Reader
-	appender *bifrost.Appender
+	reader   EntryReader
+	appender LogAppender
+	trimLog  func(ctx context.Context, upTo cluster.LSN) error
+	aside    func(f func()) // runs a flush or a trim beside the loop; Run waits for it
 	actions  fsm.Actions
 	lastMs   uint64 // creation time of the last applied record
 	applied  atomic.Uint64
@@ -174,6 +176,7 @@ func New(cfg Config, st *store.Store) (*Processor, error) {
 		return nil, fmt.Errorf("read the applied LSN of partition %d: %w", cfg.Partition, err)
 	}
 	p.applied.Store(uint64(lsn))
+	p.aside = p.side.Go
 	return p, nil
 }
 
@@ -215,21 +218,31 @@ func (p *Processor) RunLeader(ctx context.Context, c Claim) error {
 	p.reader = p.cfg.Bifrost.Reader(p.cfg.Log, p.AppliedLSN()+1)
 	defer p.reader.Close()
 	defer p.side.Wait()
-	p.lastFlush = p.cfg.Now()
-
 	p.appender = p.cfg.Bifrost.Appender(p.cfg.Log, bifrost.AppenderOptions{})
-	prop := newProposer(c.Epoch, p.appender, p.lastMs, func() uint64 { return uint64(p.cfg.Now().UnixMilli()) }, func(err error) {
-		p.fail(fmt.Errorf("write to log %d: %w", p.cfg.Log, err))
-	})
-	defer prop.close()
-	if err := prop.propose(announcement(p.cfg.Range, c)); err != nil {
+	p.trimLog = func(ctx context.Context, upTo cluster.LSN) error { return p.cfg.Bifrost.Trim(ctx, p.cfg.Log, upTo) }
+	prop, err := p.announce(c)
+	if err != nil {
 		return err
 	}
+	defer prop.close()
 	if mine, err := p.follow(ctx, c.Epoch); err != nil || !mine {
 		return err
 	}
 	prop.observe(p.lastMs)
 	return p.lead(ctx, prop)
+}
+
+// announce makes the proposer of a claim and proposes the announcement with it.
+func (p *Processor) announce(c Claim) (*proposer, error) {
+	p.lastFlush = p.cfg.Now()
+	prop := newProposer(c.Epoch, p.appender, p.lastMs, func() uint64 { return uint64(p.cfg.Now().UnixMilli()) }, func(err error) {
+		p.fail(fmt.Errorf("write to log %d: %w", p.cfg.Log, err))
+	})
+	if err := prop.propose(announcement(p.cfg.Range, c)); err != nil {
+		prop.close()
+		return nil, err
+	}
+	return prop, nil
 }
 
 func announcement(r cluster.KeyRange, c Claim) *recordpb.Command {
@@ -244,12 +257,9 @@ func announcement(r cluster.KeyRange, c Claim) *recordpb.Command {
 // starts from the store.
 func (p *Processor) follow(ctx context.Context, epoch cluster.Epoch) (mine bool, err error) {
 	for {
-		n, err := p.applyAvailable()
-		if err != nil {
-			return false, err
-		}
-		if e := p.fsm.Epoch(); n > 0 && e >= epoch {
-			return e == epoch, nil
+		n, reached, mine, err := p.followStep(epoch)
+		if err != nil || reached {
+			return mine, err
 		}
 		if n > 0 && ctx.Err() == nil {
 			continue
@@ -262,6 +272,17 @@ func (p *Processor) follow(ctx context.Context, epoch cluster.Epoch) (mine bool,
 			return false, context.Cause(ctx)
 		}
 	}
+}
+
+// followStep applies one batch. reached says that the announcement of epoch or of a higher one was applied.
+func (p *Processor) followStep(epoch cluster.Epoch) (n int, reached, mine bool, err error) {
+	n, err = p.applyAvailable()
+	if err != nil {
+		return n, false, false, err
+	}
+	e := p.fsm.Epoch()
+	reached = n > 0 && e >= epoch
+	return n, reached, reached && e == epoch, nil
 }
 
 // applyAvailable applies one batch of the records that can be read without waiting, commits it, and leaves
@@ -366,7 +387,7 @@ func (p *Processor) maybeFlush(now time.Time) error {
 		return nil
 	}
 	p.lastFlush = now
-	p.side.Go(func() {
+	p.aside(func() {
 		defer p.flushing.Store(false)
 		if err := p.store.Flush(); err != nil {
 			p.fail(fmt.Errorf("flush the store of partition %d: %w", p.cfg.Partition, err))
@@ -381,9 +402,9 @@ func (p *Processor) trim(ctx context.Context, upTo cluster.LSN) {
 	if !p.trimming.CompareAndSwap(false, true) {
 		return
 	}
-	p.side.Go(func() {
+	p.aside(func() {
 		defer p.trimming.Store(false)
-		if err := p.cfg.Bifrost.Trim(ctx, p.cfg.Log, upTo); err != nil && !errors.Is(err, context.Canceled) {
+		if err := p.trimLog(ctx, upTo); err != nil && !errors.Is(err, context.Canceled) {
 			p.log.Warn("the log could not be trimmed; the next durable point tries again", "lsn", upTo, "err", err)
 		}
 	})

@@ -4,6 +4,7 @@ import (
 	"time"
 
 	"perdure/control/cluster"
+	"perdure/control/mutant"
 	"perdure/nodes/record/recordpb"
 )
 
@@ -29,6 +30,7 @@ type shuffle struct {
 	// behind says that the store has messages from next on that are not in memory.
 	behind bool
 	lanes  map[cluster.PartitionID]*lane
+	dests  []cluster.PartitionID // keys of lanes, in the order in which they came up
 
 	// Delivered messages: everything below base is, and of those from base on the ones set in done.
 	base uint64
@@ -85,6 +87,7 @@ func (s *shuffle) put(m outMessage) {
 	if l == nil {
 		l = &lane{}
 		s.lanes[d] = l
+		s.dests = append(s.dests, d)
 	}
 	l.queue = append(l.queue, m)
 }
@@ -102,8 +105,8 @@ func (s *shuffle) refill(now time.Time) error {
 		}
 		s.behind = len(ms) == n
 	}
-	for d, l := range s.lanes {
-		s.pump(d, l, now)
+	for _, d := range s.dests {
+		s.pump(d, s.lanes[d], now)
 	}
 	return nil
 }
@@ -114,7 +117,10 @@ func (s *shuffle) pump(d cluster.PartitionID, l *lane, now time.Time) {
 		if l.inFlight > 0 || now.Before(l.retryAt) {
 			return
 		}
-		l.broken, l.sent = false, 0
+		l.broken = false
+		if !mutant.Is(mutant.ShuffleNoRewind) {
+			l.sent = 0
+		}
 	}
 	for l.sent < len(l.queue) {
 		b := batch{messages: l.queue[l.sent:min(len(l.queue), l.sent+shuffleBatch)]}
@@ -168,7 +174,12 @@ func (s *shuffle) deliver(index uint64) {
 }
 
 // delivered is the highest index up to which every message was delivered; 0 when none was.
-func (s *shuffle) delivered() uint64 { return s.base - 1 }
+func (s *shuffle) delivered() uint64 {
+	if mutant.Is(mutant.OutboxEarly) {
+		return s.next - 1
+	}
+	return s.base - 1
+}
 
 // wake is when refill has something to do again without a further event; zero: never.
 func (s *shuffle) wake() (t time.Time) {

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"slices"
 
+	"perdure/control/mutant"
 	"perdure/invokers/invocationpb"
 	"perdure/invokers/protocol"
 	"perdure/invokers/protocol/protocolpb"
@@ -136,7 +137,7 @@ type resolvedLeaf struct {
 // seen all earlier ones: that the SDK still lists the signal means that it waits for the next one, as it
 // does for cancel all the time.
 func (m *Machine) known(r *row, f *invocationpb.Future) (known []resolvedLeaf, err error) {
-	if r.inv.Awaited == 0 {
+	if r.inv.Awaited == 0 || mutant.Is(mutant.SuspendUnchecked) {
 		return nil, nil
 	}
 	err = leaves(f, func(l leaf) error {

@@ -16,6 +16,7 @@ import (
 
 	"perdure/control/cluster"
 	"perdure/control/ident"
+	"perdure/control/mutant"
 	"perdure/nodes/partition/store/keyspace"
 	"perdure/nodes/partition/store/storepb"
 	"perdure/nodes/record/recordpb"
@@ -128,6 +129,9 @@ func (m *Machine) Dropped() uint64 { return m.dropped }
 // out. The batch is not complete before Finish. cmd is kept and must not change afterwards.
 func (m *Machine) Apply(txn Txn, lsn cluster.LSN, createdAtMs uint64, cmd *recordpb.Command, out *Actions) error {
 	m.txn, m.lsn, m.now, m.out = txn, uint64(lsn), createdAtMs, out
+	if mutant.Is(mutant.ApplyReadsClock) {
+		m.now += mutant.Noise() % 2
+	}
 	defer func() { m.txn, m.out = nil, nil }()
 	ok, err := m.accept(cmd.Dedup)
 	if err != nil {

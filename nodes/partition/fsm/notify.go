@@ -4,6 +4,7 @@ import (
 	"google.golang.org/protobuf/encoding/protowire"
 
 	"perdure/control/ident"
+	"perdure/control/mutant"
 	"perdure/invokers/invocationpb"
 	"perdure/invokers/protocol"
 	"perdure/invokers/protocol/protocolpb"
@@ -47,7 +48,7 @@ func (m *Machine) completed(r *row, id uint32, typ uint16, failed bool, raw []by
 	switch {
 	case a == nil:
 		r.inv.Awaited++
-	case a.Done:
+	case a.Done && !mutant.Is(mutant.CompletionTwice):
 		m.dropped++
 		return nil
 	case a.FireAtMs > 0:
@@ -195,7 +196,7 @@ func (m *Machine) timer(x *recordpb.Timer) error {
 		m.dropped++
 		return nil
 	}
-	if m.now < t.FireAtMs {
+	if m.now < t.FireAtMs && !mutant.Is(mutant.TimerEarly) {
 		m.dropped++
 		m.out.add(ActTimer).Timer = t // it was proposed too early and has to be proposed again
 		return nil

@@ -4,6 +4,7 @@ import (
 	"cmp"
 
 	"perdure/control/cluster"
+	"perdure/control/mutant"
 	"perdure/nodes/partition/store/keyspace"
 	"perdure/nodes/partition/store/storepb"
 	"perdure/nodes/record/recordpb"
@@ -29,11 +30,17 @@ func (m *Machine) accept(d *recordpb.Dedup) (bool, error) {
 	var key []byte
 	switch p := d.GetProducer().(type) {
 	case *recordpb.Dedup_Self:
+		if mutant.Is(mutant.EpochIgnored) {
+			return true, nil
+		}
 		if d.Epoch < uint64(m.epoch) {
 			return false, nil
 		}
 		key = keyspace.AppendSelfProducer(m.key[:0])
 	case *recordpb.Dedup_Partition:
+		if mutant.Is(mutant.DedupDropped) {
+			return true, nil
+		}
 		key = keyspace.AppendPartitionProducer(m.key[:0], p.Partition)
 	case *recordpb.Dedup_Other:
 		key = keyspace.AppendOtherProducer(m.key[:0], p.Other)
