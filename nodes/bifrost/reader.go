@@ -291,8 +291,13 @@ func (r *Reader) fetched(id uint64, offset cluster.Offset, reply *logserver.Read
 		r.notify()
 		return
 	}
-	if err == nil && reply != nil && reply.Status == logserver.StatusError {
-		f.corrupt = fmt.Errorf("%s", reply.Reason)
+	if err == nil && reply != nil {
+		switch reply.Status {
+		case logserver.StatusError:
+			f.corrupt = errors.New(reply.Reason)
+		case logserver.StatusDataLoss:
+			f.corrupt = errors.New("the log server has lost records of this segment")
+		}
 	}
 	f.attempt++
 	if f.attempt%len(r.seg.order) != 0 {

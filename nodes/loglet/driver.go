@@ -13,7 +13,8 @@ import (
 type Committer interface {
 	// Committed gets the offset of the batch's last record, or the error. It is called exactly once
 	// per accepted append, in the order of the appends, without locks held, on a goroutine of the
-	// transport or the log store: it must not block, but may append.
+	// transport or the log store: it must not block, but may append. A success is never told from
+	// within Append; a failure may be.
 	Committed(last cluster.Offset, err error)
 }
 
@@ -21,8 +22,9 @@ type Committer interface {
 type Listener func(first cluster.Offset, records []logserver.Record)
 
 // Driver runs one Sequencer against the network. It has no goroutine: a step runs on the goroutine
-// that brings the append, the answer or the tick; what the step wants done is executed by one of
-// them at a time, in order and without the lock. Safe for concurrent use.
+// that brings the append, the answer or the tick. Sends are executed by one of them at a time, in
+// order and without the lock, and so are commits, but those never by one that appends: its caller
+// may hold locks that the told ones want. Safe for concurrent use.
 type Driver struct {
 	params   Params
 	net      transport.Caller
@@ -31,14 +33,16 @@ type Driver struct {
 	listener Listener
 	tail     *Tail
 
-	mu       sync.Mutex
-	core     *Sequencer
-	out      SequencerOutput // not executed yet
-	spare    SequencerOutput
-	busy     bool  // somebody executes outputs
-	timer    Timer // pending tick, nil when none
-	timerAt  time.Duration
-	finished bool // Close was called: no more timers
+	mu           sync.Mutex
+	core         *Sequencer
+	out          SequencerOutput // not executed yet
+	spareSends   []Send          // emptied, for reuse
+	spareCommits []Commit
+	sending      bool  // somebody executes sends
+	committing   bool  // somebody executes commits
+	timer        Timer // pending tick, nil when none
+	timerAt      time.Duration
+	finished     bool // Close was called: no more timers
 }
 
 // NewDriver returns the sequencer of a loglet that nobody has appended to before. It must run on the
@@ -58,7 +62,7 @@ func (d *Driver) Tail() *Tail { return d.tail }
 func (d *Driver) Append(records []logserver.Record, c Committer) error {
 	d.mu.Lock()
 	err := d.core.Append(d.now(), records, c, &d.out)
-	d.unlockAndExecute()
+	d.unlockAndExecute(false)
 	return err
 }
 
@@ -74,7 +78,7 @@ func (d *Driver) Stop(reason error) cluster.Offset {
 		d.timer = nil
 	}
 	tail := d.core.GlobalTail()
-	d.unlockAndExecute()
+	d.unlockAndExecute(true)
 	return tail
 }
 
@@ -92,47 +96,53 @@ func (d *Driver) now() time.Duration { return d.clock.Now().Sub(d.began) + 1 }
 func (d *Driver) answered(a *Answer) {
 	d.mu.Lock()
 	d.core.Answer(d.now(), a, &d.out)
-	d.unlockAndExecute()
+	d.unlockAndExecute(true)
 }
 
 func (d *Driver) tick() {
 	d.mu.Lock()
 	d.timer = nil
 	d.core.Tick(d.now(), &d.out)
-	d.unlockAndExecute()
+	d.unlockAndExecute(true)
 }
 
-// unlockAndExecute releases the lock and executes outputs until there are none. When somebody else
-// does so already, it leaves them to that one: outputs must be executed in order.
-func (d *Driver) unlockAndExecute() {
-	if d.busy {
-		d.mu.Unlock()
-		return
+// unlockAndExecute releases the lock after sends, and commits when they may be told, were executed.
+// Those that somebody else is busy with are left to that one: they must stay in order. Sends go
+// first, so that the disk is busy while the commits are told.
+func (d *Driver) unlockAndExecute(tell bool) {
+	for {
+		switch {
+		case len(d.out.Sends) > 0 && !d.sending:
+			sends := d.out.Sends
+			d.out.Sends, d.spareSends, d.sending = d.spareSends, nil, true
+			d.mu.Unlock()
+			for i := range sends {
+				d.send(sends[i])
+			}
+			clear(sends)
+			d.mu.Lock()
+			d.spareSends, d.sending = sends[:0], false
+		case tell && len(d.out.Commits) > 0 && !d.committing:
+			commits := d.out.Commits
+			d.out.Commits, d.spareCommits, d.committing = d.spareCommits, nil, true
+			d.mu.Unlock()
+			d.tell(commits)
+			clear(commits)
+			d.mu.Lock()
+			d.spareCommits, d.committing = commits[:0], false
+		default:
+			d.arm()
+			d.mu.Unlock()
+			return
+		}
 	}
-	d.busy = true
-	for len(d.out.Sends) > 0 || len(d.out.Commits) > 0 {
-		out := d.out
-		d.out = d.spare
-		d.spare = SequencerOutput{}
-		d.mu.Unlock()
-		d.execute(&out)
-		out.Reset()
-		d.mu.Lock()
-		d.spare = out
-	}
-	d.busy = false
-	d.arm()
-	d.mu.Unlock()
 }
 
-// execute sends first, so that the disk is busy while the commits are told.
-func (d *Driver) execute(out *SequencerOutput) {
-	for i := range out.Sends {
-		d.send(out.Sends[i])
-	}
+// tell fills the listener, moves the tail, then answers.
+func (d *Driver) tell(commits []Commit) {
 	tail := cluster.Offset(0)
-	for i := range out.Commits {
-		c := &out.Commits[i]
+	for i := range commits {
+		c := &commits[i]
 		if c.Err != nil {
 			continue
 		}
@@ -142,8 +152,8 @@ func (d *Driver) execute(out *SequencerOutput) {
 		tail = c.Last() + 1
 	}
 	d.tail.Advance(tail)
-	for i := range out.Commits {
-		c := &out.Commits[i]
+	for i := range commits {
+		c := &commits[i]
 		c.Token.(Committer).Committed(c.Last(), c.Err)
 	}
 }

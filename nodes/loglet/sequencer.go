@@ -145,7 +145,13 @@ func (s *Sequencer) Append(now time.Duration, records []logserver.Record, token 
 	case s.records > 0 && s.records+len(records) > s.cfg.MaxInFlight:
 		return ErrFull
 	case uint64(s.next)+uint64(len(records)) > uint64(logserver.MaxOffset):
-		return ErrUnavailable // all offsets are used: continue in another segment
+		// All offsets are used: the log has to continue in another segment, once what is under way
+		// has ended in this one.
+		if len(s.batches) > 0 {
+			return ErrFull
+		}
+		s.Stop(ErrUnavailable, out)
+		return s.stopped
 	}
 	if len(s.batches) == 0 {
 		s.moved = now

@@ -252,9 +252,16 @@ func TestStallEnds(t *testing.T) {
 
 func TestOffsetsUsedUp(t *testing.T) {
 	d := newDesk(t, 1, 1, SequencerConfig{})
-	d.s.next = logserver.MaxOffset - 2
-	if err := d.append("a", 5); !errors.Is(err, ErrUnavailable) {
-		t.Errorf("append: %v, want ErrUnavailable so that the log continues elsewhere", err)
+	d.s.next = logserver.MaxOffset - 5
+	d.s.servers[0].tail = d.s.next
+	d.mustAppend("a", 2)
+	if err := d.append("b", 5); !errors.Is(err, ErrFull) {
+		t.Errorf("append: %v, want ErrFull until the last batch has ended", err)
+	}
+	d.answer(d.sent(0, logserver.MaxOffset-5)[0], state(logserver.MaxOffset-3, 1, false), nil)
+	d.commits = nil
+	if err := d.append("b", 5); !errors.Is(err, ErrUnavailable) || !errors.Is(d.s.Stopped(), ErrUnavailable) {
+		t.Errorf("append: %v, stopped by %v; want ErrUnavailable, so that the log continues elsewhere", err, d.s.Stopped())
 	}
 }
 

@@ -618,7 +618,7 @@ func TestSimulation(t *testing.T) {
 		newSim(t, seed).run(4000)
 		return
 	}
-	seeds := 200
+	seeds := 100
 	if many, err := strconv.Atoi(os.Getenv("PERDURE_SEEDS")); err == nil {
 		seeds = many
 	}

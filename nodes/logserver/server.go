@@ -83,7 +83,7 @@ func New(cfg Config) *Server {
 	return &Server{cfg: cfg, readers: make(chan struct{}, cfg.Readers), loglets: map[cluster.LogletID]*entry{}}
 }
 
-// Close refuses further requests and waits for reads under way. The store stays open.
+// Close refuses further requests and waits for reads of the store under way. The store stays open.
 func (s *Server) Close() {
 	s.mu.Lock()
 	s.closed = true
@@ -197,13 +197,17 @@ func (s *Server) acquire(id cluster.LogletID) (*entry, error) {
 func (s *Server) lookup(id cluster.LogletID) (*entry, error) {
 	s.mu.RLock()
 	e, closed := s.loglets[id], s.closed
-	s.mu.RUnlock()
-	if closed {
-		return nil, ErrClosed
+	if e == nil && !closed {
+		s.wg.Add(1) // Close waits, so that the store is not closed under the load
 	}
-	if e != nil {
+	s.mu.RUnlock()
+	switch {
+	case closed:
+		return nil, ErrClosed
+	case e != nil:
 		return e, nil
 	}
+	defer s.wg.Done()
 	return s.load(id)
 }
 

@@ -3,6 +3,7 @@ package logserver
 import (
 	"errors"
 	"log/slog"
+	"runtime"
 	"slices"
 	"sync"
 	"testing"
@@ -26,7 +27,8 @@ type memStore struct {
 	meta     map[cluster.LogletID]Meta
 	records  map[cluster.LogletID]map[cluster.Offset]Record
 	readErr  error
-	duringIO func() // called within Read, after the records were collected
+	loading  chan struct{} // when set, Load says that it began and waits
+	duringIO func()        // called within Read, after the records were collected
 }
 
 func newMemStore() *memStore {
@@ -50,6 +52,10 @@ func (s *memStore) Backlogged() bool {
 }
 
 func (s *memStore) Load(id cluster.LogletID) (Meta, error) {
+	if s.loading != nil {
+		s.loading <- struct{}{}
+		<-s.loading
+	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.loads++
@@ -277,4 +283,39 @@ func TestServerClose(t *testing.T) {
 	if r := <-ask(newTestServer(t, newMemStore()), &StateReply{}); r.err == nil {
 		t.Error("an unknown message was answered")
 	}
+}
+
+// TestServerCloseWaitsForLoads: the store may be closed when Close has returned.
+func TestServerCloseWaitsForLoads(t *testing.T) {
+	store := newMemStore()
+	store.loading = make(chan struct{})
+	s := New(Config{Store: store, Logger: slog.New(slog.DiscardHandler)})
+	answered := make(chan struct{})
+	go func() {
+		ask(s, &InfoRequest{Header{Loglet: 5}})
+		close(answered)
+	}()
+	<-store.loading
+	closed := make(chan struct{})
+	go func() {
+		s.Close()
+		close(closed)
+	}()
+	for !s.refuses() {
+		runtime.Gosched()
+	}
+	select {
+	case <-closed:
+		t.Error("Close returned while the store was read")
+	default:
+	}
+	store.loading <- struct{}{}
+	<-closed
+	<-answered
+}
+
+func (s *Server) refuses() bool {
+	s.mu.RLock()
+	defer s.mu.RUnlock()
+	return s.closed
 }
