@@ -58,6 +58,7 @@ var foreign = []struct {
 	{"request-compression-threshold", "*", ""},
 	{"tls.*", "", "this version has no TLS of its own"},
 	{"location", "", "this version runs one node"},
+	{"max-workflow-completion-retention", "", "max-idempotency-retention is the cap for workflows, too"},
 	{"worker.durability-mode", "", "durability follows from the log"},
 
 	{"*rocksdb-*", "*", ""},
@@ -89,7 +90,9 @@ var foreign = []struct {
 	{"bifrost.local.*", "*", ""},
 	{"bifrost.read-retry-policy.*", "*", ""},
 	{"bifrost.seal-retry-interval", "*", ""},
+	{"bifrost.append-retry-*", "*", ""},
 	{"bifrost.replicated-loglet.read-batch-size", "*", ""},
+	{"bifrost.replicated-loglet.maximum-inflight-records", "*", ""},
 	{"bifrost.auto-recovery-interval", "*", ""},
 	{"bifrost.disable-auto-improvement", "*", ""},
 	{"bifrost.replicated-loglet.rpc-timeout", "*", ""},

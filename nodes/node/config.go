@@ -101,12 +101,10 @@ type Retention struct {
 	MaxJournal *time.Duration `key:"max-journal-retention"`
 	// Idempotency keeps the result for repeated calls with the same idempotency key. Default: 1d.
 	Idempotency time.Duration `key:"default-idempotency-retention"`
-	// MaxIdempotency caps what services may ask for. Default: none.
+	// MaxIdempotency caps what services may ask for, also for workflows. Default: none.
 	MaxIdempotency *time.Duration `key:"max-idempotency-retention"`
 	// Workflow keeps a finished workflow's result, state and promises. Default: 1d.
 	Workflow time.Duration `key:"default-workflow-completion-retention"`
-	// MaxWorkflow caps what services may ask for. Default: none.
-	MaxWorkflow *time.Duration `key:"max-workflow-completion-retention"`
 }
 
 // What happens to an invocation whose attempts are used up.
@@ -194,23 +192,12 @@ type MetadataClient struct {
 
 // Bifrost is the replicated log.
 type Bifrost struct {
-	// AppendRetryMin and AppendRetryMax bound the delay between tries of an append that failed. Default: 10ms and 1s.
-	AppendRetryMin time.Duration `key:"append-retry-min-interval"`
-	AppendRetryMax time.Duration `key:"append-retry-max-interval"`
 	// RecordCache is the memory for records that were just appended, so that this node's readers need not fetch them.
 	// Default: 250 MiB, taken only as needed. Too low: each record is read back from the log server's store.
 	RecordCache Bytes `key:"record-cache-memory-size"`
 	// RecordSizeLimit bounds one record. Default: 32 MiB. Settings that decide how large a record gets are
 	// refused above it.
-	RecordSizeLimit Bytes            `key:"record-size-limit"`
-	Loglet          ReplicatedLoglet `key:"replicated-loglet"`
-}
-
-// ReplicatedLoglet is one segment of the log.
-type ReplicatedLoglet struct {
-	// MaximumInflightRecords bounds the records that are appended and not yet committed. Default: 4096. Too low: group
-	// commits stay small. Too high: more memory and a longer repair after a crash.
-	MaximumInflightRecords int `key:"maximum-inflight-records"`
+	RecordSizeLimit Bytes `key:"record-size-limit"`
 }
 
 // Worker runs partitions.
@@ -347,11 +334,8 @@ func DefaultConfig() Config {
 
 func defaultBifrost() Bifrost {
 	return Bifrost{
-		AppendRetryMin:  10 * time.Millisecond,
-		AppendRetryMax:  time.Second,
 		RecordCache:     250 * MiB,
 		RecordSizeLimit: 32 * MiB,
-		Loglet:          ReplicatedLoglet{MaximumInflightRecords: 4096},
 	}
 }
 

@@ -55,7 +55,6 @@ func TestValidateNamesKeyAndRule(t *testing.T) {
 		{func(c *Config) { c.RetryPolicy.ExponentiationFactor = 0.5 }, "default-retry-policy.exponentiation-factor", "at least 1"},
 		{func(c *Config) { c.RetryPolicy.OnMaxAttempts = "cry" }, "default-retry-policy.on-max-attempts", "pause or kill"},
 		{func(c *Config) { c.MetadataServer.ElectionTicks = 0 }, "metadata-server.raft-election-tick", "at least 1"},
-		{func(c *Config) { c.Bifrost.AppendRetryMax = 1 }, "bifrost.append-retry-max-interval", "shorter"},
 		{func(c *Config) { c.Worker.MaxCommandBatchSize = 0 }, "worker.max-command-batch-size", "at least 1"},
 		{func(c *Config) { c.Worker.Invoker.MessageSizeLimit = GiB }, "worker.invoker.message-size-limit", "between"},
 		{func(c *Config) { c.Worker.Invoker.StreamWindow = 1 }, "worker.invoker.http2-initial-stream-window-size", "between"},

@@ -177,7 +177,7 @@ func (c *Config) validateInvocations(k *checks) {
 	}{
 		{"default-journal-retention", &r.Journal}, {"max-journal-retention", r.MaxJournal},
 		{"default-idempotency-retention", &r.Idempotency}, {"max-idempotency-retention", r.MaxIdempotency},
-		{"default-workflow-completion-retention", &r.Workflow}, {"max-workflow-completion-retention", r.MaxWorkflow},
+		{"default-workflow-completion-retention", &r.Workflow},
 	} {
 		k.notNegative(d.key, d.d)
 	}
@@ -198,12 +198,8 @@ func (c *Config) validateLog(k *checks) {
 	k.positive("metadata-server.raft-election-tick", m.ElectionTicks)
 	k.positive("metadata-server.log-trim-threshold", m.LogTrimThreshold)
 	b := &c.Bifrost
-	k.longer("bifrost.append-retry-min-interval", b.AppendRetryMin, 0)
-	k.that(b.AppendRetryMax >= b.AppendRetryMin, "bifrost.append-retry-max-interval",
-		"is %s: must not be shorter than append-retry-min-interval (%s)", b.AppendRetryMax, b.AppendRetryMin)
 	k.that(b.RecordCache >= 0, "bifrost.record-cache-memory-size", "is %d: must not be negative", int64(b.RecordCache))
 	k.size("bifrost.record-size-limit", b.RecordSizeLimit, 64*KiB, GiB)
-	k.positive("bifrost.replicated-loglet.maximum-inflight-records", b.Loglet.MaximumInflightRecords)
 }
 
 func (w *Worker) validate(k *checks, record Bytes) {
