@@ -373,7 +373,8 @@ func crash(name string, nodes int) acase {
 			if err := r.c.StartNode(victim); err != nil {
 				return nil, err
 			}
-			if err := r.c.WaitHealthy(victim, b.StartTimeout); err == nil {
+			err := r.c.WaitHealthy(victim, b.StartTimeout)
+			if err == nil {
 				err = r.c.WaitGreet(victim, 60*time.Second)
 			}
 			if err != nil {
