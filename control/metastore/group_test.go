@@ -221,6 +221,8 @@ func TestLateHeartbeatAnswersProveNothing(t *testing.T) {
 			release()
 		}
 	}()
+	verified := n.servers[0].raft.VerifyLeader() // makes raft send heartbeats at once
+	defer func() { _ = verified.Error() }()      // one way or the other, when the answers are let go
 	for range 2 {
 		select {
 		case <-n.held[0].waiting:
@@ -253,6 +255,12 @@ func TestLateHeartbeatAnswersProveNothing(t *testing.T) {
 		t.Errorf("read %q after %q was acknowledged", a.value.Data, "new")
 	}
 	n.heal(0)
+	eventually(t, "the old leader goes on", func() error {
+		if old.raft.State() == raft.Leader {
+			return errors.New("it still leads")
+		}
+		return nil
+	})
 }
 
 // A closing leader hands on, so that there is a leader before an election timeout has passed.

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"math/rand/v2"
+	"os"
 	"path/filepath"
 	"testing"
 	"time"
@@ -228,6 +229,63 @@ func TestLogAgainstModel(t *testing.T) {
 				t.Fatalf("step %d: entry %d is %q, %v; want %q, %v", step, i, got.Data, err, want, ok)
 			}
 		}
+	}
+}
+
+// Files that bbolt has written in all sorts of ways pass the check of their structure.
+func TestSoundFilesPass(t *testing.T) {
+	seed := rand.Uint64()
+	t.Logf("seed %d", seed)
+	rnd := rand.New(rand.NewPCG(seed, 9))
+	path := filepath.Join(t.TempDir(), "raft.db")
+	bolt, err := newBolt(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := errors.Join(createLog(bolt), createStable(bolt, []byte("me"))); err != nil {
+		t.Fatal(err)
+	}
+	next := uint64(1)
+	for range 25 {
+		logs := mustOpenLog(t, bolt)
+		for range rnd.IntN(8) {
+			batch := make([]*raft.Log, 1+rnd.IntN(100))
+			size := []int{0, 10, 300, 5000, 30000}[rnd.IntN(5)]
+			for i := range batch {
+				batch[i] = entry(next, string(bytes.Repeat([]byte("x"), rnd.IntN(size+1))))
+				next++
+			}
+			if err := logs.StoreLogs(batch); err != nil {
+				t.Fatal(err)
+			}
+			if rnd.IntN(3) == 0 {
+				first, _ := logs.FirstIndex()
+				if err := logs.DeleteRange(first, first+rnd.Uint64N(next-first)); err != nil {
+					t.Fatal(err)
+				}
+			}
+			if rnd.IntN(5) == 0 {
+				from := next - min(next-1, rnd.Uint64N(50)+1)
+				if err := logs.DeleteRange(from, next); err != nil {
+					t.Fatal(err)
+				}
+				if last, _ := logs.LastIndex(); last != 0 {
+					next = last + 1
+				}
+			}
+		}
+		if err := bolt.Close(); err != nil {
+			t.Fatal(err)
+		}
+		if err := verifyBoltFile(path); err != nil {
+			t.Fatal(err)
+		}
+		if bolt, err = newBolt(path); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := bolt.Close(); err != nil {
+		t.Fatal(err)
 	}
 }
 
@@ -455,6 +513,33 @@ func TestSnapshotRefusals(t *testing.T) {
 	if v, ok, err := f.get("k"); !ok || err != nil || v.Version != 3 || string(v.Data) != "v" {
 		t.Errorf("a refused snapshot changed the state to %v, %v, %v", v, ok, err)
 	}
+}
+
+func FuzzVerifyBolt(f *testing.F) {
+	path := filepath.Join(f.TempDir(), "raft.db")
+	bolt, err := newBolt(path)
+	if err != nil {
+		f.Fatal(err)
+	}
+	if err := errors.Join(createLog(bolt), createStable(bolt, []byte("me")), bolt.Close()); err != nil {
+		f.Fatal(err)
+	}
+	sound, err := os.ReadFile(path)
+	if err != nil {
+		f.Fatal(err)
+	}
+	sound = bytes.TrimRight(sound, "\x00")
+	sound = append(sound, make([]byte, 4096)...)
+	if err := verifyBolt(bytes.NewReader(sound), int64(len(sound))); err != nil {
+		f.Fatal(err)
+	}
+	f.Add(uint(0), []byte{})
+	f.Add(uint(3*os.Getpagesize()), []byte{1, 2, 3})
+	f.Fuzz(func(t *testing.T, at uint, change []byte) {
+		file := bytes.Clone(sound)
+		copy(file[at%uint(len(file)):], change)
+		_ = verifyBolt(bytes.NewReader(file), int64(len(file))) // must return
+	})
 }
 
 func FuzzDecodeTxn(f *testing.F) {

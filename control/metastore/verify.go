@@ -1,10 +1,8 @@
 package metastore
 
 import (
-	"encoding/binary"
 	"errors"
 	"fmt"
-	"hash/fnv"
 	"io"
 	"os"
 	"path/filepath"
@@ -13,7 +11,6 @@ import (
 	"time"
 
 	"github.com/hashicorp/raft"
-	"go.etcd.io/bbolt"
 	bolterrors "go.etcd.io/bbolt/errors"
 )
 
@@ -148,29 +145,6 @@ func readTerm(stable raft.StableStore) (term, voted uint64, err error) {
 	return term, voted, nil
 }
 
-// verifyBoltFile checks the structure of a bbolt file: that both of its meta pages are sound and that every page is
-// either in use or free. It takes a moment for each page of the file, which is small here.
-func verifyBoltFile(path string) (err error) {
-	defer recoverDamage(&err)
-	defer trapFaults()()
-	if err := verifyBoltMetas(path); err != nil {
-		return err
-	}
-	db, err := bbolt.Open(path, 0o600, &bbolt.Options{ReadOnly: true, Timeout: lockTimeout, PreLoadFreelist: true})
-	if err != nil {
-		return boltError(path, err)
-	}
-	err = db.View(func(tx *bbolt.Tx) (found error) {
-		for problem := range tx.Check() {
-			if found == nil {
-				found = fmt.Errorf("%w: %s: %w", ErrDamaged, path, problem)
-			}
-		}
-		return found
-	})
-	return errors.Join(err, db.Close())
-}
-
 // lockTimeout is how long to wait for another process that has the file open: not at all, but bbolt takes 0 for ever.
 const lockTimeout = 20 * time.Millisecond
 
@@ -183,43 +157,4 @@ func boltError(path string, err error) error {
 		return fmt.Errorf("open %s: %w: %w", path, ErrDamaged, err)
 	}
 	return fmt.Errorf("open %s: %w", path, err)
-}
-
-// Where bbolt keeps its two meta pages' fields.
-const (
-	metaOffset       = 16 // of the meta in its page
-	metaChecksummed  = 56 // bytes of the meta before its checksum
-	metaPageSizeAt   = 8
-	boltMagic        = 0xED0CDAED
-	smallestBoltPage = 512
-	largestBoltPage  = 64 << 10
-)
-
-// verifyBoltMetas checks both meta pages of a bbolt file. bbolt itself is content with one: it would fall back to the
-// transaction before the last one, and what was acknowledged with the last would be gone without an error. A crash
-// does not leave a bad meta page, because a meta lies within one disk sector.
-func verifyBoltMetas(path string) error {
-	file, err := os.Open(path)
-	if err != nil {
-		return fmt.Errorf("open metadata log: %w", err)
-	}
-	defer file.Close()
-	pageSize := int64(os.Getpagesize())
-	for page := range int64(2) {
-		meta := make([]byte, metaChecksummed+8)
-		if _, err := file.ReadAt(meta, page*pageSize+metaOffset); err != nil {
-			return fmt.Errorf("%w: meta page %d of %s can not be read: %w", ErrDamaged, page, path, err)
-		}
-		if page == 0 {
-			if n := int64(binary.LittleEndian.Uint32(meta[metaPageSizeAt:])); n >= smallestBoltPage && n <= largestBoltPage && n&(n-1) == 0 {
-				pageSize = n
-			}
-		}
-		sum := fnv.New64a()
-		_, _ = sum.Write(meta[:metaChecksummed])
-		if binary.LittleEndian.Uint32(meta) != boltMagic || sum.Sum64() != binary.LittleEndian.Uint64(meta[metaChecksummed:]) {
-			return fmt.Errorf("%w: meta page %d of %s does not match its checksum", ErrDamaged, page, path)
-		}
-	}
-	return nil
 }
