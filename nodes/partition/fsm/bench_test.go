@@ -110,12 +110,14 @@ func cpuTime() int64 {
 // is per command, with its share of the batch.
 func BenchmarkCall(b *testing.B) {
 	state := entry(protocol.TypeSetState, &protocolpb.SetStateCommand{Key: []byte("count"), Value: &protocolpb.Value{Content: []byte("12345")}})
+	get, _, _, _, _ := stateEffects()
 	cases := []struct {
 		name    string
 		target  func(n uint64) *invocationpb.Target
 		effects []*invocationpb.Effect
 	}{
 		{"service", func(uint64) *invocationpb.Target { return service("Greeter") }, []*invocationpb.Effect{pinned(6), output(`"hello somebody"`), end()}},
+		{"object-lazy", func(n uint64) *invocationpb.Target { return objectTarget(fmt.Sprint(n%1000), schema.Exclusive) }, []*invocationpb.Effect{pinned(6), get(1, "count"), state, output(`"hello somebody"`), end()}},
 		{"object", func(n uint64) *invocationpb.Target { return objectTarget(fmt.Sprint(n%1000), schema.Exclusive) }, []*invocationpb.Effect{pinned(6), state, output(`"hello somebody"`), end()}},
 	}
 	for _, c := range cases {

@@ -190,8 +190,17 @@ func sameMessage(a, b marshaler) bool {
 	return errA == nil && errB == nil && bytes.Equal(x, y)
 }
 
-// event appends a journal event.
+// maxEvents is how many journal events of an invocation are kept: it may be retried for ever.
+const maxEvents = 100
+
+// event appends a journal event and drops the oldest one if there are too many.
 func (m *Machine) event(r *row, e *storepb.Event) error {
+	if n := r.inv.Events; n >= maxEvents {
+		m.key = keyspace.AppendEvent(m.key[:0], &r.id, n-maxEvents)
+		if err := m.txn.Delete(m.key); err != nil {
+			return err
+		}
+	}
 	e.AfterEntry, e.AppendedAtMs = r.inv.Entries-1, m.now
 	m.key = keyspace.AppendEvent(m.key[:0], &r.id, r.inv.Events)
 	r.inv.Events++

@@ -426,3 +426,20 @@ func TestTransientErrorsAreNotedOnceInARow(t *testing.T) {
 	w.apply(purge(id, true, false))
 	w.wantEmpty(keyspace.TagEvent)
 }
+
+func TestEventsAreBounded(t *testing.T) {
+	w := newWorld(t)
+	id := w.started(request(service("A"), 1))
+	for i := range maxEvents + 20 {
+		w.effects(id, &invocationpb.Effect{Kind: &invocationpb.Effect_AttemptFailed_{AttemptFailed: &invocationpb.Effect_AttemptFailed{Message: fmt.Sprint(i)}}})
+	}
+	if n := w.count(keyspace.TagEvent); n != maxEvents {
+		t.Fatalf("%d events are kept", n)
+	}
+	var e storepb.Event
+	if ok, err := read(w.txn, keyspace.AppendEvent(nil, &id, maxEvents+19), &e); !ok || err != nil || e.GetTransientError().Message != fmt.Sprint(maxEvents+19) {
+		t.Fatalf("the newest is %v, %v", &e, err)
+	}
+	w.apply(kill(id))
+	w.wantEmpty(invocationTables...)
+}

@@ -17,7 +17,7 @@ func BenchmarkOpen24(b *testing.B) {
 	for _, again := range []bool{false, true} {
 		b.Run(fmt.Sprintf("again=%v", again), func(b *testing.B) {
 			dir := b.TempDir()
-			cache := pebble.NewCache(10 << 20)
+			cache := NewCache(10<<20, 24, 0)
 			defer cache.Unref()
 			files := pebble.NewFileCache(2, 1000)
 			defer files.Unref()

@@ -46,17 +46,15 @@ type Options struct {
 	Dir string
 	// FS defaults to the operating system's.
 	FS vfs.FS
-	// Cache and FileCache are shared by the stores of a node; nil: a small one of its own each.
+	// Cache and FileCache are shared by the stores of a node; nil: one of its own each. See NewCache.
 	Cache     *pebble.Cache
 	FileCache *pebble.FileCache
 	Partition cluster.PartitionID
 	Range     cluster.KeyRange
 	Logger    *slog.Logger
-	// MemTableSize bounds the writes held in memory before they are flushed, in bytes; 8 MiB. Memory is
-	// taken as it fills, starting with 256 KiB.
+	// MemTableSize bounds the writes held in memory before they are flushed, in bytes; DefaultMemTableSize.
+	// Memory is taken as it fills, starting with 256 KiB.
 	MemTableSize uint64
-	// CacheSize is the block cache in bytes when Cache is nil; 1 MiB.
-	CacheSize int64
 }
 
 func (o *Options) setDefaults() {
@@ -64,11 +62,26 @@ func (o *Options) setDefaults() {
 		o.FS = vfs.Default
 	}
 	if o.MemTableSize == 0 {
-		o.MemTableSize = 8 << 20
+		o.MemTableSize = DefaultMemTableSize
 	}
-	if o.CacheSize == 0 {
-		o.CacheSize = 1 << 20
+}
+
+// DefaultMemTableSize is the default of Options.MemTableSize.
+const DefaultMemTableSize = 4 << 20
+
+// ownCache is what a store that shares no cache has for blocks.
+const ownCache = 8 << 20
+
+// NewCache makes a cache for a number of stores, with room for blocks bytes of blocks. Pebble takes the
+// memory of memtables out of the cache that a database uses: one that is not larger than they are holds no
+// block at all, and each look-up reads its filters and indexes from the file. The cache takes memory as it
+// fills; what memtables do not use blocks may. The caller releases it with Unref when the stores are closed.
+func NewCache(blocks int64, stores int, memTableSize uint64) *pebble.Cache {
+	if memTableSize == 0 {
+		memTableSize = DefaultMemTableSize
 	}
+	const perStore = 2 // the one being written and the one being flushed
+	return pebble.NewCache(blocks + perStore*int64(stores)*int64(memTableSize))
 }
 
 // Store is an open partition store.
@@ -87,6 +100,10 @@ type Store struct {
 func Open(o Options) (*Store, error) {
 	o.setDefaults()
 	s := &Store{partition: o.Partition, keys: o.Range}
+	if o.Cache == nil {
+		o.Cache = NewCache(ownCache, 1, o.MemTableSize)
+		defer o.Cache.Unref() // the database holds it
+	}
 	db, err := openOrCreate(o.Dir, s.pebbleOptions(&o))
 	if err != nil {
 		return nil, fmt.Errorf("open the store of partition %d in %s: %w", o.Partition, o.Dir, err)
@@ -100,12 +117,11 @@ func (s *Store) pebbleOptions(o *Options) *pebble.Options {
 	po := &pebble.Options{
 		FS:                          o.FS,
 		Cache:                       o.Cache,
-		CacheSize:                   o.CacheSize,
 		FileCache:                   o.FileCache,
 		FormatMajorVersion:          formatVersion,
 		DisableWAL:                  true,
 		MemTableSize:                o.MemTableSize,
-		MemTableStopWritesThreshold: 3,
+		MemTableStopWritesThreshold: 4,
 		L0CompactionThreshold:       4,
 		LBaseMaxBytes:               16 << 20,
 		CompactionConcurrencyRange:  func() (int, int) { return 1, 1 },
@@ -123,6 +139,9 @@ func (s *Store) pebbleOptions(o *Options) *pebble.Options {
 	}
 	po.Experimental.ReadSamplingMultiplier = -1
 	for i := range po.Levels {
+		// A table's filter is one block of the cache. Pebble's default of up to 128 MiB makes filters that
+		// do not fit into a shard of a small cache and are read again for each look-up.
+		po.TargetFileSizes[i] = 4 << 20
 		po.Levels[i].FilterPolicy = bloom.FilterPolicy(10)
 		po.Levels[i].BlockSize = 8 << 10
 	}

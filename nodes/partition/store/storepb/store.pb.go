@@ -109,7 +109,7 @@ type Invocation struct {
 	Output                uint32               `protobuf:"varint,16,opt,name=output,proto3" json:"output,omitempty"`     // 1 + index of the last Output entry; 0: none
 	Awaited               uint32               `protobuf:"varint,17,opt,name=awaited,proto3" json:"awaited,omitempty"`   // number of Awaited rows
 	Timers                uint32               `protobuf:"varint,18,opt,name=timers,proto3" json:"timers,omitempty"`     // of these: sleeps that are not over
-	Events                uint32               `protobuf:"varint,19,opt,name=events,proto3" json:"events,omitempty"`     // number of journal events
+	Events                uint32               `protobuf:"varint,19,opt,name=events,proto3" json:"events,omitempty"`     // number of the next journal event; the newest ones are kept
 	CreatedAtMs           uint64               `protobuf:"varint,20,opt,name=created_at_ms,json=createdAtMs,proto3" json:"created_at_ms,omitempty"`
 	ModifiedAtMs          uint64               `protobuf:"varint,21,opt,name=modified_at_ms,json=modifiedAtMs,proto3" json:"modified_at_ms,omitempty"`
 	ScheduledAtMs         uint64               `protobuf:"varint,22,opt,name=scheduled_at_ms,json=scheduledAtMs,proto3" json:"scheduled_at_ms,omitempty"`
