@@ -38,10 +38,13 @@ func TestQuorumsAgainstBruteForce(t *testing.T) {
 		}
 	}
 	var properties []Replication
-	for _, p := range []string{"1", "2", "3", "{zone:2}", "{zone:2,node:3}", "{zone:3,node:4}", "{region:2}", "{region:2,zone:2,node:3}"} {
+	for _, p := range []string{"2", "{zone:2,node:3}", "{region:2,zone:2,node:3}", "3", "{zone:2}", "{zone:3,node:4}", "1", "{region:2}"} {
 		properties = append(properties, mustReplication(t, p))
 	}
 	for n := 1; n <= 7; n++ {
+		if n == 7 { // two thirds of all mixes are of seven nodes
+			properties = properties[:3]
+		}
 		forMultisets(kinds, n, func(mix []kind) { checkMix(t, mix, properties) })
 	}
 }
