@@ -171,12 +171,11 @@ func (m *Machine) resume(x *recordpb.Resume, requestID []byte) error {
 		m.out.add(ActRetryNow).ID = id
 		m.replyStatus(requestID, recordpb.Reply_OK)
 	default:
-		if repin && len(r.inv.DeploymentId) == 0 {
-			m.replyStatus(requestID, recordpb.Reply_DEPLOYMENT_FIXED)
-			return nil
-		}
 		if repin {
-			// The protocol version stays: it governs how the journal is read.
+			// The protocol version of a journal stays: it governs how the journal is read.
+			if len(r.inv.DeploymentId) == 0 {
+				r.inv.ProtocolVersion = x.ProtocolVersion
+			}
 			r.inv.DeploymentId = x.DeploymentId
 		}
 		m.start(r, nil)

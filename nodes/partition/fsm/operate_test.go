@@ -163,11 +163,21 @@ func TestRepinKeepsTheProtocolVersion(t *testing.T) {
 	w := newWorld(t)
 	id := w.started(request(service("A"), 1))
 	w.effects(id, paused())
-	w.wantReply(w.apply(resumeCommand(id, "deployment-00002")), recordpb.Reply_DEPLOYMENT_FIXED) // nothing is pinned yet
 	w.apply(resumeCommand(id, ""))
 	w.effects(id, pinned(5), paused())
 	w.wantReply(w.apply(resumeCommand(id, "deployment-00002")), recordpb.Reply_OK)
 	if inv := w.row(id); string(inv.DeploymentId) != "deployment-00002" || inv.ProtocolVersion != 5 {
+		t.Fatalf("pinned to %s, version %d", inv.DeploymentId, inv.ProtocolVersion)
+	}
+}
+
+// TestRepinPinsWhatMadeNoProgress: an invocation that failed until it was paused is moved like any other.
+func TestRepinPinsWhatMadeNoProgress(t *testing.T) {
+	w := newWorld(t)
+	id := w.started(request(service("A"), 1))
+	w.effects(id, paused())
+	w.wantReply(w.apply(resumeCommand(id, "deployment-00002")), recordpb.Reply_OK)
+	if inv := w.row(id); string(inv.DeploymentId) != "deployment-00002" || inv.ProtocolVersion != 6 {
 		t.Fatalf("pinned to %s, version %d", inv.DeploymentId, inv.ProtocolVersion)
 	}
 }
