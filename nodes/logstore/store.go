@@ -103,6 +103,7 @@ type Store struct {
 		err    error // sticky: no more writes are taken
 	}
 	queued  atomic.Int64  // bytes enqueued and not yet durable
+	scratch []byte        // of the write loop: compressed payload
 	wake    chan struct{} // 1-buffered: the queue has something, or was closed
 	syncing chan *group   // batches on their way to the disk, in order
 	fatal   sync.Once
@@ -332,7 +333,7 @@ func (s *Store) apply(g *group) (err error) {
 	}()
 	b := s.db.NewBatchWithSize(int(g.bytes) + 64)
 	for _, w := range g.writes {
-		if err := encode(b, w); err != nil {
+		if err := s.encode(b, w); err != nil {
 			return errors.Join(fmt.Errorf("encode write of loglet %s: %w", w.Loglet, err), b.Close())
 		}
 	}
@@ -344,7 +345,7 @@ func (s *Store) apply(g *group) (err error) {
 }
 
 // encode adds a write to a batch.
-func encode(b *pebble.Batch, w *logserver.Write) error {
+func (s *Store) encode(b *pebble.Batch, w *logserver.Write) error {
 	if w.GlobalTail != 0 {
 		if err := b.Set(metaKey(w.Loglet, tagGlobal), encodeOffset(w.GlobalTail), nil); err != nil {
 			return err
@@ -352,7 +353,7 @@ func encode(b *pebble.Batch, w *logserver.Write) error {
 	}
 	switch w.Kind {
 	case logserver.WriteRecords:
-		return encodeRecords(b, w)
+		return s.encodeRecords(b, w)
 	case logserver.WriteSeal:
 		return b.Set(metaKey(w.Loglet, tagSeal), nil, nil)
 	case logserver.WriteTrim:
@@ -365,7 +366,7 @@ func encode(b *pebble.Batch, w *logserver.Write) error {
 	}
 }
 
-func encodeRecords(b *pebble.Batch, w *logserver.Write) error {
+func (s *Store) encodeRecords(b *pebble.Batch, w *logserver.Write) error {
 	if !w.Sequencer.IsZero() {
 		if err := b.Set(metaKey(w.Loglet, tagSequencer), encodeSequencer(w.Sequencer), nil); err != nil {
 			return err
@@ -373,15 +374,24 @@ func encodeRecords(b *pebble.Batch, w *logserver.Write) error {
 	}
 	for i := range w.Records {
 		r := &w.Records[i]
-		op := b.SetDeferred(dataKeyLen, recordHeaderLen+len(r.Payload))
+		var stored []byte
+		var flags byte
+		stored, flags, s.scratch = pack(r.Payload, s.scratch)
+		op := b.SetDeferred(dataKeyLen, recordHeaderLen+len(stored))
 		putDataKey(op.Key, w.Loglet, w.First+cluster.Offset(i))
-		putRecord(op.Value, op.Key, r)
+		putRecord(op.Value, op.Key, r, stored, flags)
 		if err := op.Finish(); err != nil {
 			return err
 		}
 	}
+	if cap(s.scratch) > maxScratch {
+		s.scratch = nil
+	}
 	return nil
 }
+
+// maxScratch is what the write loop keeps for compressing; more is given back after a large record.
+const maxScratch = 1 << 20
 
 // syncLoop waits for the fsync of each batch, in order, and tells the owners.
 func (s *Store) syncLoop() {

@@ -1,6 +1,7 @@
 package logstore
 
 import (
+	"bytes"
 	"errors"
 	"fmt"
 	"io"
@@ -480,10 +481,8 @@ func TestBacklog(t *testing.T) {
 
 func FuzzRecord(f *testing.F) {
 	key := dataKey(5, 9)
-	for _, r := range records(9, 2) {
-		v := make([]byte, recordHeaderLen+len(r.Payload))
-		putRecord(v, key, &r)
-		f.Add(key, v)
+	for _, r := range append(records(9, 2), logserver.Record{Payload: bytes.Repeat([]byte("again "), 1000)}) {
+		f.Add(key, encoded(key, &r))
 	}
 	f.Add([]byte{}, []byte{})
 	f.Fuzz(func(t *testing.T, key, value []byte) {
@@ -494,12 +493,51 @@ func FuzzRecord(f *testing.F) {
 			}
 			return
 		}
-		again := make([]byte, recordHeaderLen+len(r.Payload))
-		putRecord(again, key, &r)
-		if string(again) != string(value) {
-			t.Errorf("%x decodes to what encodes to %x", value, again)
+		again, err := parseRecord(key, encoded(key, &r))
+		if err != nil || again.Key != r.Key || again.Keyed != r.Keyed || again.CreatedAt != r.CreatedAt || !bytes.Equal(again.Payload, r.Payload) {
+			t.Errorf("%x decodes to a record that reads back as another: %v", value, err)
 		}
 	})
+}
+
+// encoded is the stored form of a record.
+func encoded(key []byte, r *logserver.Record) []byte {
+	stored, flags, _ := pack(r.Payload, nil)
+	v := make([]byte, recordHeaderLen+len(stored))
+	putRecord(v, key, r, stored, flags)
+	return v
+}
+
+// Large payloads come back as they were, and are stored small when they can be.
+func TestCompression(t *testing.T) {
+	noise := make([]byte, 8<<10)
+	rng := rand.New(rand.NewPCG(1, 2))
+	for i := range noise {
+		noise[i] = byte(rng.Uint32())
+	}
+	key := dataKey(1, 1)
+	for name, c := range map[string]struct {
+		payload []byte
+		most    int // bytes stored
+	}{
+		"short":     {bytes.Repeat([]byte("a"), compressFrom-1), recordHeaderLen + compressFrom - 1},
+		"text":      {bytes.Repeat([]byte("durable "), 8<<10), 8 << 10},
+		"noise":     {noise, recordHeaderLen + len(noise)},
+		"threshold": {bytes.Repeat([]byte("a"), compressFrom), 200},
+	} {
+		v := encoded(key, &logserver.Record{Payload: c.payload})
+		if len(v) > c.most {
+			t.Errorf("%s: %d bytes are stored as %d, want at most %d", name, len(c.payload), len(v), c.most)
+		}
+		r, err := parseRecord(key, v)
+		if err != nil || !bytes.Equal(r.Payload, c.payload) {
+			t.Errorf("%s: read back %d bytes, %v", name, len(r.Payload), err)
+		}
+		v[len(v)-1] ^= 4
+		if _, err := parseRecord(key, v); !errors.Is(err, ErrCorrupt) {
+			t.Errorf("%s: a flipped bit gives %v", name, err)
+		}
+	}
 }
 
 func FuzzTailHints(f *testing.F) {
@@ -518,8 +556,7 @@ func FuzzTailHints(f *testing.F) {
 func TestRecordGolden(t *testing.T) {
 	r := logserver.Record{Key: 0x0102030405060708, Keyed: true, CreatedAt: 0x1112131415161718, Payload: []byte("abc")}
 	key := dataKey(0x2122232425262728, 0x31323334)
-	v := make([]byte, recordHeaderLen+len(r.Payload))
-	putRecord(v, key, &r)
+	v := encoded(key, &r)
 	const wantKey, wantValue = "64212223242526272831323334", "0101181716151413121108070605040302015412b73e616263"
 	if got := fmt.Sprintf("%x", key); got != wantKey {
 		t.Errorf("key %s, want %s", got, wantKey)
