@@ -8,6 +8,7 @@ import (
 	"sync"
 	"time"
 
+	"perdure/control/ident"
 	"perdure/control/schema"
 	"perdure/invokers/invocationpb"
 	"perdure/invokers/protocol"
@@ -137,7 +138,7 @@ func (a *attempt) exchange() (*failure, error) {
 // prepare reads the journal, picks the deployment, and reserves memory for the replay.
 func (a *attempt) prepare() (*failure, error) {
 	if a.journal == nil {
-		j, err := a.p.host.ReadJournal(a.inv.id, a.eagerStateLimit())
+		j, err := a.p.host.ReadJournal(a.inv.id, a.eagerStateLimit)
 		if err != nil {
 			if a.ctx.Err() != nil {
 				return nil, context.Cause(a.ctx)
@@ -159,7 +160,6 @@ func (a *attempt) prepare() (*failure, error) {
 	if r.deployment != nil {
 		a.inv.deployment = r.deployment.ID
 	}
-	a.inv.lazy = r.options.LazyState
 	a.p.mu.Unlock()
 	if f != nil {
 		return f, nil
@@ -176,12 +176,14 @@ func (a *attempt) prepare() (*failure, error) {
 	return nil, nil
 }
 
-// eagerStateLimit is how much state is worth reading. The target is only known from the journal, so the first
-// attempt of a handler with lazy state reads it in vain; later ones do not.
-func (a *attempt) eagerStateLimit() int {
-	a.p.mu.Lock()
-	defer a.p.mu.Unlock()
-	if a.inv.lazy {
+// eagerStateLimit implements EagerLimit: none for a handler that wants its state lazily.
+func (a *attempt) eagerStateLimit(target *invocationpb.Target, pinned ident.DeploymentID) int {
+	s := a.pool.deps.Schema.Current()
+	d, err := s.Latest(target.GetService()), error(nil)
+	if !pinned.IsZero() {
+		d, err = s.Deployment(pinned)
+	}
+	if d == nil || err != nil || handlerOptions(s, d, target.GetService(), target.GetHandler()).LazyState {
 		return 0
 	}
 	return a.pool.cfg.EagerStateLimit

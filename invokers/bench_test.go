@@ -63,7 +63,9 @@ type directHost struct {
 	done chan struct{}
 }
 
-func (h *directHost) ReadJournal(ident.InvocationID, int) (*Journal, error) { panic("not needed") }
+func (h *directHost) ReadJournal(ident.InvocationID, EagerLimit) (*Journal, error) {
+	panic("not needed")
+}
 
 func (h *directHost) Propose(_ context.Context, id ident.InvocationID, incarnation, sequence uint64, effects []*invocationpb.Effect) error {
 	h.p.Applied(id, incarnation, sequence)

@@ -17,10 +17,11 @@ import (
 // Host is what a led partition offers its invoker.
 type Host interface {
 	// ReadJournal is one consistent read of an invocation's status, journal and, for keyed targets, state. It
-	// reads eager state in key order as long as the sum of key and value bytes stays within eagerStateLimit;
-	// 0 reads none. It is called from the goroutines of attempts, also while the partition's loop applies.
+	// reads eager state in key order as long as the sum of key and value bytes stays within what limit says for
+	// the target, which is asked at most once; 0, or no limit function, reads none. It is called from the
+	// goroutines of attempts, also while the partition's loop applies.
 	// An invocation that is not there, or not running, is an error.
-	ReadJournal(id ident.InvocationID, eagerStateLimit int) (*Journal, error)
+	ReadJournal(id ident.InvocationID, limit EagerLimit) (*Journal, error)
 
 	// Propose puts effects into the log. The calls for one invocation come one after the other and their
 	// order must be kept. It blocks while the log takes no more. An error means that the partition is no longer
@@ -28,6 +29,10 @@ type Host interface {
 	// and are not changed afterwards. sequence counts the proposals of one incarnation from 1.
 	Propose(ctx context.Context, id ident.InvocationID, incarnation, sequence uint64, effects []*invocationpb.Effect) error
 }
+
+// EagerLimit is how many bytes of state are worth reading for a target that is pinned to a deployment, or to none
+// yet. It must not block.
+type EagerLimit func(target *invocationpb.Target, pinned ident.DeploymentID) int
 
 // Journal is what an attempt starts from. Nobody changes it.
 type Journal struct {

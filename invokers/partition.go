@@ -75,7 +75,6 @@ type invocation struct {
 	timerGen uint64
 	due      bool // the time of the retry has come
 
-	lazy           bool // the handler wants no eager state, as the last attempt saw it
 	pauseRequested bool
 	starts         uint64
 	refused        int    // requests in a row that the service certainly did not see

@@ -461,7 +461,7 @@ type collectingHost struct {
 	once sync.Once
 }
 
-func (h *collectingHost) ReadJournal(ident.InvocationID, int) (*Journal, error) {
+func (h *collectingHost) ReadJournal(ident.InvocationID, EagerLimit) (*Journal, error) {
 	return nil, fmt.Errorf("not asked for")
 }
 

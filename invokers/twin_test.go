@@ -474,11 +474,10 @@ func (l *memLog) refuseWith(err error) {
 	l.mu.Unlock()
 }
 
-func (l *memLog) ReadJournal(id ident.InvocationID, limit int) (*Journal, error) {
+func (l *memLog) ReadJournal(id ident.InvocationID, limitOf EagerLimit) (*Journal, error) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.reads++
-	l.limits = append(l.limits, limit)
 	if l.readErr != nil {
 		return nil, l.readErr
 	}
@@ -487,6 +486,8 @@ func (l *memLog) ReadJournal(id ident.InvocationID, limit int) (*Journal, error)
 		return nil, fmt.Errorf("invocation %s is not running", id)
 	}
 	j := r.Journal
+	limit := limitOf(j.Target, j.Deployment)
+	l.limits = append(l.limits, limit)
 	j.Entries = slices.Clone(j.Entries)
 	if limit == 0 {
 		j.State, j.PartialState = nil, true

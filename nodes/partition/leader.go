@@ -414,8 +414,8 @@ func (l *leader) Propose(ctx context.Context, id ident.InvocationID, incarnation
 }
 
 // ReadJournal reads what an attempt starts from.
-func (l *leader) ReadJournal(id ident.InvocationID, eagerStateLimit int) (*invokers.Journal, error) {
-	return l.p.store.ReadJournal(id, eagerStateLimit)
+func (l *leader) ReadJournal(id ident.InvocationID, limit invokers.EagerLimit) (*invokers.Journal, error) {
+	return l.p.store.ReadJournal(id, limit)
 }
 
 // freshJournal is the journal of an invocation that was just created; nil when the store must be read.

@@ -184,7 +184,7 @@ func (s *scripted) Invoke(id ident.InvocationID, incarnation uint64, fresh *invo
 		j := fresh
 		if j == nil {
 			var err error
-			if j, err = s.host.ReadJournal(id, 1<<20); err != nil {
+			if j, err = s.host.ReadJournal(id, func(*invocationpb.Target, ident.DeploymentID) int { return 1 << 20 }); err != nil {
 				return // it is not running any more
 			}
 		}

@@ -73,8 +73,8 @@ type Journal = invokers.Journal
 
 // ReadJournal reads an invocation that is to run: status, journal and, for keyed targets, state, as of one
 // moment. State is read in key order as long as the sum of key and value bytes stays within
-// eagerStateLimit; 0 reads none. ErrNotFound and ErrNotRunning say that there is nothing to run.
-func (s *Store) ReadJournal(id ident.InvocationID, eagerStateLimit int) (*Journal, error) {
+// what limit says for its target; nil reads none. ErrNotFound and ErrNotRunning say that there is nothing to run.
+func (s *Store) ReadJournal(id ident.InvocationID, limit invokers.EagerLimit) (*Journal, error) {
 	if err := s.enter(); err != nil {
 		return nil, err
 	}
@@ -84,14 +84,14 @@ func (s *Store) ReadJournal(id ident.InvocationID, eagerStateLimit int) (*Journa
 		return nil, err
 	}
 	defer v.close()
-	j, err := v.journal(id, eagerStateLimit)
+	j, err := v.journal(id, limit)
 	if err != nil {
 		return nil, fmt.Errorf("read the journal of %s: %w", id, err)
 	}
 	return j, nil
 }
 
-func (v view) journal(id ident.InvocationID, eagerStateLimit int) (*Journal, error) {
+func (v view) journal(id ident.InvocationID, limit invokers.EagerLimit) (*Journal, error) {
 	raw, ok, err := v.get(keyspace.AppendInvocation(nil, &id))
 	switch {
 	case err != nil:
@@ -126,8 +126,11 @@ func (v view) journal(id ident.InvocationID, eagerStateLimit int) (*Journal, err
 	if len(j.Entries) != int(inv.Entries) {
 		return nil, fmt.Errorf("journal has %d of %d entries: %w", len(j.Entries), inv.Entries, ErrCorrupt)
 	}
-	if keyed(inv.Target) && eagerStateLimit > 0 {
-		err = v.state(j, eagerStateLimit)
+	if !keyed(inv.Target) || limit == nil {
+		return j, nil
+	}
+	if n := limit(inv.Target, j.Deployment); n > 0 {
+		err = v.state(j, n)
 	}
 	return j, err
 }

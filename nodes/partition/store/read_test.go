@@ -8,6 +8,7 @@ import (
 	"github.com/cockroachdb/pebble/v2/vfs"
 
 	"perdure/control/ident"
+	"perdure/invokers"
 	"perdure/invokers/invocationpb"
 	"perdure/invokers/protocol/protocolpb"
 	"perdure/nodes/partition/store/keyspace"
@@ -50,6 +51,11 @@ func journalEntry(typ uint16, raw string) []byte {
 	return keyspace.AppendEntry(nil, &keyspace.Entry{Type: typ, AppendedAtMs: 5, Raw: []byte(raw)})
 }
 
+// upTo is the same limit for every target.
+func upTo(n int) invokers.EagerLimit {
+	return func(*invocationpb.Target, ident.DeploymentID) int { return n }
+}
+
 func TestReadJournal(t *testing.T) {
 	s := openMem(t, vfs.NewMem())
 	defer s.Close()
@@ -76,7 +82,7 @@ func TestReadJournal(t *testing.T) {
 		state   string
 		partial bool
 	}{{0, "", true}, {5, "", true}, {6, "a=12345", true}, {8, "a=12345 b=", true}, {9, "a=12345 b= c=6", false}, {1 << 20, "a=12345 b= c=6", false}} {
-		j, err := s.ReadJournal(id, c.limit)
+		j, err := s.ReadJournal(id, upTo(c.limit))
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -95,21 +101,21 @@ func TestReadJournal(t *testing.T) {
 			t.Fatalf("%+v", j)
 		}
 	}
-	if _, err := s.ReadJournal(testID(2), 0); !errors.Is(err, ErrNotFound) {
+	if _, err := s.ReadJournal(testID(2), nil); !errors.Is(err, ErrNotFound) {
 		t.Fatal(err)
 	}
 	inv.Status = storepb.Invocation_SUSPENDED
 	put(t, s, keyspace.AppendInvocation(nil, &id), inv)
-	if _, err := s.ReadJournal(id, 0); !errors.Is(err, ErrNotRunning) {
+	if _, err := s.ReadJournal(id, nil); !errors.Is(err, ErrNotRunning) {
 		t.Fatal(err)
 	}
 	inv.Status, inv.Entries = storepb.Invocation_INVOKED, 3
 	put(t, s, keyspace.AppendInvocation(nil, &id), inv)
-	if _, err := s.ReadJournal(id, 0); !errors.Is(err, ErrCorrupt) {
+	if _, err := s.ReadJournal(id, nil); !errors.Is(err, ErrCorrupt) {
 		t.Fatal(err)
 	}
 	put(t, s, keyspace.AppendInvocation(nil, &id), []byte{0xff})
-	if _, err := s.ReadJournal(id, 0); !errors.Is(err, ErrCorrupt) {
+	if _, err := s.ReadJournal(id, nil); !errors.Is(err, ErrCorrupt) {
 		t.Fatal(err)
 	}
 }
@@ -122,7 +128,7 @@ func TestStateOfAServiceIsPartialAndEmpty(t *testing.T) {
 		keyspace.AppendInvocation(nil, &id), &storepb.Invocation{Status: storepb.Invocation_INVOKED, Target: &invocationpb.Target{Service: "A", ServiceType: 1}, Entries: 1},
 		keyspace.AppendJournal(nil, &id, 0), journalEntry(0x400, "input"),
 	)
-	if j, err := s.ReadJournal(id, 1<<20); err != nil || !j.PartialState || len(j.State) != 0 {
+	if j, err := s.ReadJournal(id, upTo(1<<20)); err != nil || !j.PartialState || len(j.State) != 0 {
 		t.Fatalf("%+v, %v", j, err)
 	}
 }
