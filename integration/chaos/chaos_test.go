@@ -74,6 +74,7 @@ func TestKills(t *testing.T) {
 	register(t, s.Admin(), ep.URL)
 
 	l := &Load{Ingress: s.Ingress(), Seed: *seed, Workers: *workers, Keys: 8, Patience: 60 * time.Second}
+	warmUp(t, s.Ingress())
 	ctx, cancel := context.WithTimeout(t.Context(), *duration)
 	defer cancel()
 	histories := make(chan *History, 1)
@@ -90,6 +91,26 @@ func TestKills(t *testing.T) {
 	}
 	if h.Ops() < 20*servers {
 		t.Errorf("only %d operations with %d kills: the load hardly ran", h.Ops(), servers)
+	}
+}
+
+// warmUp makes one call, so that the load does not begin while the SDK still compiles its state machine, which takes
+// seconds with the race detector.
+func warmUp(t *testing.T, ingress string) {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(t.Context(), 60*time.Second)
+	defer cancel()
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, ingress+"/Account/warm-up/get", nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	resp, err := http.DefaultClient.Do(req)
+	if err != nil {
+		t.Fatalf("warm up: %v", err)
+	}
+	defer resp.Body.Close()
+	if body, _ := io.ReadAll(resp.Body); resp.StatusCode != 200 {
+		t.Fatalf("warm up: %s: %s", resp.Status, body)
 	}
 }
 
