@@ -345,7 +345,7 @@ func (s *services) discoverer(log *slog.Logger) (*discovery.Client, error) {
 // startWorker starts the partitions.
 func (n *Node) startWorker(m *membership, b *bifrost.Bifrost, pool *invokers.Pool) *worker.Worker {
 	wc := &n.cfg.Worker
-	cache := pebble.NewCache(int64(wc.Storage.BlockCache))
+	cache := store.NewCache(int64(wc.Storage.BlockCache), m.table.Len(), uint64(wc.Storage.Memtable))
 	files := pebble.NewFileCache(max(4, runtime.GOMAXPROCS(0)), 1000)
 	n.onStop("store caches", func(context.Context) error {
 		cache.Unref()
