@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"net/url"
 	"time"
 )
 
@@ -50,6 +51,10 @@ type Config struct {
 	// DialControl is asked for every outgoing connection with its resolved address, just before the
 	// socket connects, which makes it safe against names that change their address. Default DenyMetadata.
 	DialControl func(network, address string) error
+	// Proxy names the HTTP proxy for an endpoint's scheme and host:port, nil for none. Connections are tunnelled
+	// through it with CONNECT, whatever the protocol inside. DialControl then sees the proxy's address
+	// only: the proxy decides what may be reached. Default nil: no proxy.
+	Proxy func(scheme, address string) (*url.URL, error)
 	// Dial replaces the dialer (and with it DialControl); for tests and unusual networks.
 	Dial func(ctx context.Context, network, address string) (net.Conn, error)
 }

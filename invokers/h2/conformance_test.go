@@ -1,11 +1,18 @@
 package h2
 
 import (
+	"bytes"
+	"context"
 	"crypto/tls"
 	"crypto/x509"
+	"fmt"
+	"io"
+	"math/rand/v2"
 	"net/http"
 	"net/http/httptest"
+	"sync"
 	"testing"
+	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
 	dto "github.com/prometheus/client_model/go"
@@ -136,5 +143,77 @@ func TestForcedHTTP1OverTLS(t *testing.T) {
 	}), true)
 	if err := discover(newClient(t, func(c *Config) { c.TLS = cfg }), parse(t, url, true)); err != nil {
 		t.Fatal(err)
+	}
+}
+
+// With the smallest windows and buffers every byte has to wait for another one; nothing may get lost or stuck.
+func TestTightWindows(t *testing.T) {
+	seed := rand.Uint64()
+	t.Logf("seed %d", seed)
+	url := serveClear(t, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		_, _ = io.Copy(w, r.Body) // fails when the exchange is cancelled; the client checks what it gets
+	}))
+	c := newClient(t, func(c *Config) {
+		c.StreamWindow, c.ConnWindow, c.ConnBuffer, c.SendBuffer = initialWindow, initialWindow, initialWindow, minMaxFrame
+		c.MaxStreamsPerConn, c.MaxConnsPerEndpoint = 5, 2
+	})
+	ep := parse(t, url, false)
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	defer cancel()
+	var wg sync.WaitGroup
+	for i := range 40 {
+		wg.Go(func() {
+			r := rand.New(rand.NewPCG(seed, uint64(i)))
+			body := make([]byte, r.IntN(300_000))
+			for j := range body {
+				body[j] = byte(r.Uint32())
+			}
+			if err := echo(ctx, c, ep, body, r); err != nil {
+				t.Errorf("exchange %d: %v", i, err)
+			}
+		})
+	}
+	wg.Wait()
+}
+
+// echo sends body in random pieces and expects it back; one in five exchanges is cancelled midway.
+func echo(ctx context.Context, c *Client, ep transport.Endpoint, body []byte, r *rand.Rand) error {
+	st, err := c.Open(ctx, ep, transport.Request{Method: "POST", Path: "/", Header: benchHeader})
+	if err != nil {
+		return err
+	}
+	defer st.Cancel()
+	stopAt := len(body) + 1
+	if r.IntN(5) == 0 {
+		stopAt = r.IntN(len(body) + 1)
+	}
+	var wg sync.WaitGroup
+	defer wg.Wait()
+	wg.Go(func() {
+		for rest := body; len(rest) > 0; {
+			n := 1 + r.IntN(len(rest))
+			if st.Write(rest[:n]) != nil {
+				return // the reader has the error
+			}
+			rest = rest[n:]
+		}
+		_ = st.CloseWrite()
+	})
+	got := make([]byte, 0, len(body))
+	p := make([]byte, 10_000)
+	for {
+		n, err := st.Read(p)
+		got = append(got, p[:n]...)
+		switch {
+		case len(got) >= stopAt:
+			st.Cancel()
+			return nil
+		case err == io.EOF && bytes.Equal(got, body):
+			return nil
+		case err == io.EOF:
+			return fmt.Errorf("got %d bytes that differ from the %d sent", len(got), len(body))
+		case err != nil:
+			return err
+		}
 	}
 }

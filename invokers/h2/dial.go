@@ -1,13 +1,21 @@
 package h2
 
 import (
+	"bufio"
+	"bytes"
 	"context"
 	"crypto/tls"
+	"encoding/base64"
 	"fmt"
+	"io"
 	"net"
+	"net/http"
 	"net/netip"
+	"net/url"
 	"syscall"
 	"time"
+
+	"perdure/invokers/transport"
 )
 
 var deniedPrefixes = []netip.Prefix{
@@ -45,12 +53,13 @@ func DenyMetadata(_, address string) error {
 
 // dialer is how all connections of a client come about.
 type dialer struct {
-	dial func(ctx context.Context, network, address string) (net.Conn, error)
-	tls  *tls.Config
+	dial  func(ctx context.Context, network, address string) (net.Conn, error)
+	proxy func(scheme, address string) (*url.URL, error) // may be nil
+	tls   *tls.Config
 }
 
 func newDialer(cfg Config) dialer {
-	d := dialer{dial: cfg.Dial, tls: &tls.Config{}}
+	d := dialer{dial: cfg.Dial, proxy: cfg.Proxy, tls: &tls.Config{}}
 	if cfg.TLS != nil {
 		d.tls = cfg.TLS.Clone()
 	}
@@ -82,19 +91,94 @@ func (d dialer) tlsConfig(host string, protos ...string) *tls.Config {
 
 // connect opens a connection, with TLS for https. proto is what ALPN chose, "" in clear text.
 func (d dialer) connect(ctx context.Context, scheme, address string) (nc net.Conn, proto string, err error) {
-	nc, err = d.dial(ctx, "tcp", address)
+	nc, err = d.tcp(ctx, scheme, address)
 	if err != nil || scheme != "https" {
 		return nc, "", err
 	}
-	host, _, err := net.SplitHostPort(address)
+	tc, err := d.secure(ctx, nc, address, "h2", "http/1.1")
 	if err != nil {
-		return nil, "", closeWith(nc, err)
-	}
-	tc := tls.Client(nc, d.tlsConfig(host, "h2", "http/1.1"))
-	if err := tc.HandshakeContext(ctx); err != nil {
-		return nil, "", closeWith(nc, fmt.Errorf("TLS handshake: %w", err))
+		return nil, "", err
 	}
 	return tc, tc.ConnectionState().NegotiatedProtocol, nil
+}
+
+// secure does the TLS handshake with the host of address; it closes nc when that fails.
+func (d dialer) secure(ctx context.Context, nc net.Conn, address string, protos ...string) (*tls.Conn, error) {
+	host, _, err := net.SplitHostPort(address)
+	if err != nil {
+		return nil, closeWith(nc, err)
+	}
+	tc := tls.Client(nc, d.tlsConfig(host, protos...))
+	if err := tc.HandshakeContext(ctx); err != nil {
+		return nil, closeWith(nc, fmt.Errorf("TLS handshake: %w", err))
+	}
+	return tc, nil
+}
+
+// tcp opens a byte stream to address, directly or through the proxy.
+func (d dialer) tcp(ctx context.Context, scheme, address string) (net.Conn, error) {
+	if d.proxy == nil {
+		return d.dial(ctx, "tcp", address)
+	}
+	proxy, err := d.proxy(scheme, address)
+	if err != nil {
+		return nil, fmt.Errorf("find the proxy for %s: %w", address, err)
+	}
+	if proxy == nil {
+		return d.dial(ctx, "tcp", address)
+	}
+	nc, err := d.dialProxy(ctx, proxy)
+	if err != nil {
+		return nil, fmt.Errorf("connect to proxy %s: %w", proxy.Host, err)
+	}
+	if err := tunnel(ctx, nc, proxy, address); err != nil {
+		return nil, closeWith(nc, fmt.Errorf("reach %s through proxy %s: %w", address, proxy.Host, err))
+	}
+	return nc, nil
+}
+
+func (d dialer) dialProxy(ctx context.Context, proxy *url.URL) (net.Conn, error) {
+	address := transport.Endpoint{Scheme: proxy.Scheme, Authority: proxy.Host}.Address()
+	nc, err := d.dial(ctx, "tcp", address)
+	if err != nil || proxy.Scheme != "https" {
+		return nc, err
+	}
+	return d.secure(ctx, nc, address, "http/1.1")
+}
+
+// maxProxyHeader bounds a proxy's answer.
+const maxProxyHeader = 16 << 10
+
+// tunnel asks the proxy to connect nc to address.
+func tunnel(ctx context.Context, nc net.Conn, proxy *url.URL, address string) error {
+	interrupted := context.AfterFunc(ctx, func() { _ = nc.SetDeadline(time.Unix(1, 0)) }) // the calls below tell
+	defer interrupted()
+	req := "CONNECT " + address + " HTTP/1.1\r\nHost: " + address + "\r\n"
+	if u := proxy.User; u != nil {
+		password, _ := u.Password()
+		req += "Proxy-Authorization: Basic " + base64.StdEncoding.EncodeToString([]byte(u.Username()+":"+password)) + "\r\n"
+	}
+	if _, err := io.WriteString(nc, req+"\r\n"); err != nil {
+		return err
+	}
+	// What follows the header belongs to the peer, which may speak first; so not a byte more is read.
+	var header []byte
+	for b := make([]byte, 1); !bytes.HasSuffix(header, []byte("\r\n\r\n")); header = append(header, b[0]) {
+		if len(header) == maxProxyHeader {
+			return fmt.Errorf("its answer is longer than %d bytes", maxProxyHeader)
+		}
+		if _, err := io.ReadFull(nc, b); err != nil {
+			return err
+		}
+	}
+	resp, err := http.ReadResponse(bufio.NewReader(bytes.NewReader(header)), &http.Request{Method: "CONNECT"})
+	if err != nil {
+		return err
+	}
+	if resp.StatusCode != http.StatusOK {
+		return fmt.Errorf("it answers %q", resp.Status)
+	}
+	return nil
 }
 
 func closeWith(nc net.Conn, err error) error {

@@ -2,7 +2,6 @@ package h2
 
 import (
 	"context"
-	"crypto/tls"
 	"errors"
 	"fmt"
 	"io"
@@ -43,30 +42,26 @@ func newHTTP1(c *Client) *http1 {
 	return h
 }
 
-func (h *http1) dial(ctx context.Context, network, address string) (net.Conn, error) {
+func (h *http1) dial(ctx context.Context, _, address string) (net.Conn, error) {
 	ctx, cancel := context.WithTimeout(ctx, h.client.cfg.ConnectTimeout)
 	defer cancel()
-	nc, err := h.client.dialer.dial(ctx, network, address)
+	nc, err := h.client.dialer.tcp(ctx, "http", address)
 	if err != nil {
 		return nil, dialError{err}
 	}
 	return nc, nil
 }
 
-func (h *http1) dialTLS(ctx context.Context, network, address string) (net.Conn, error) {
-	host, _, err := net.SplitHostPort(address)
+func (h *http1) dialTLS(ctx context.Context, _, address string) (net.Conn, error) {
+	ctx, cancel := context.WithTimeout(ctx, h.client.cfg.ConnectTimeout)
+	defer cancel()
+	nc, err := h.client.dialer.tcp(ctx, "https", address)
 	if err != nil {
 		return nil, dialError{err}
 	}
-	nc, err := h.dial(ctx, network, address)
+	tc, err := h.client.dialer.secure(ctx, nc, address, "http/1.1")
 	if err != nil {
-		return nil, err
-	}
-	ctx, cancel := context.WithTimeout(ctx, h.client.cfg.ConnectTimeout)
-	defer cancel()
-	tc := tls.Client(nc, h.client.dialer.tlsConfig(host, "http/1.1"))
-	if err := tc.HandshakeContext(ctx); err != nil {
-		return nil, closeWith(nc, dialError{fmt.Errorf("TLS handshake: %w", err)})
+		return nil, dialError{err}
 	}
 	return tc, nil
 }

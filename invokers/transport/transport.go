@@ -34,7 +34,8 @@ type Transport interface {
 // Stream is one open exchange.
 //
 // Write and CloseWrite belong to one goroutine (the writer), Response, Read and Buffered to one goroutine (the
-// reader); the two may be the same or different ones. Cancel and Readable may be called from any goroutine.
+// reader), or to several that take turns; the two may be the same or different ones. Cancel and Readable may be
+// called from any goroutine.
 // A goroutine that is both should know that Write blocks while the peer takes nothing: a service that itself
 // waits for its response to be read would then wait for ever (the exchange's ctx ends that).
 //
