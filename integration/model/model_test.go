@@ -1,0 +1,191 @@
+package model
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"flag"
+	"fmt"
+	"io"
+	"math/rand/v2"
+	"net/http"
+	"os"
+	"testing"
+	"time"
+
+	"go.uber.org/goleak"
+
+	"perdure/integration/harness"
+)
+
+var workers = flag.Int("model.workers", 64, "programs at once")
+
+func TestMain(m *testing.M) {
+	flag.Parse()
+	code := m.Run()
+	harness.Cleanup()
+	if code == 0 {
+		if err := goleak.Find(goleak.IgnoreAnyFunction("net/http.(*persistConn).readLoop"), goleak.IgnoreAnyFunction("net/http.(*persistConn).writeLoop")); err != nil {
+			fmt.Fprintln(os.Stderr, err)
+			code = 1
+		}
+	}
+	os.Exit(code)
+}
+
+// bench is a server with the endpoints of all variants.
+type bench struct {
+	server    *harness.Server
+	endpoints []*Endpoint
+	driver    *Driver
+}
+
+func open(t *testing.T, config map[string]string) *bench {
+	t.Helper()
+	definition := os.Getenv("PERDURE_E2E_SERVER")
+	if definition == "" {
+		definition = "perdure"
+	}
+	w := NewWitness()
+	b := &bench{server: harness.Start(t, definition, config)}
+	for _, v := range Variants {
+		ep, err := StartEndpoint(v, w)
+		if err != nil {
+			t.Fatal(err)
+		}
+		b.endpoints = append(b.endpoints, ep)
+		t.Cleanup(func() {
+			if err := ep.Close(); err != nil {
+				t.Errorf("close endpoint: %v", err)
+			}
+		})
+		register(t, b.server.Admin(), ep.URL)
+	}
+	client := &http.Client{Transport: &http.Transport{MaxIdleConnsPerHost: *workers}}
+	t.Cleanup(client.CloseIdleConnections)
+	b.driver = &Driver{Ingress: b.server.Ingress(), Workers: *workers, Patience: 90 * time.Second, Witness: w, Client: client}
+	return b
+}
+
+func register(t *testing.T, admin, uri string) {
+	t.Helper()
+	in, err := json.Marshal(map[string]any{"uri": uri})
+	if err != nil {
+		t.Fatal(err)
+	}
+	resp, err := http.Post(admin+"/deployments", "application/json", bytes.NewReader(in))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer resp.Body.Close()
+	if msg, _ := io.ReadAll(resp.Body); resp.StatusCode != http.StatusCreated {
+		t.Fatalf("register: %s: %s", resp.Status, msg)
+	}
+}
+
+// generate makes n programs, or the one asked for, and what they must do.
+func generate(t *testing.T, seed uint64, n int) (ps []*Program, want *Outcome) {
+	t.Helper()
+	want = NewWitness().outcome()
+	for i := range n {
+		if *only >= 0 && i != *only {
+			continue
+		}
+		ps = append(ps, Generate(seed, i))
+		want.merge(outcome(t, seed, i, NoFault))
+	}
+	return ps, want
+}
+
+// report shows the differences and the programs that are needed to understand them.
+func report(t *testing.T, seed uint64, want, got *Outcome, exactly bool) {
+	t.Helper()
+	d := Compare(want, got, exactly)
+	for i, line := range d {
+		if i == 20 {
+			t.Errorf("and %d more", len(d)-i)
+			break
+		}
+		t.Error(line)
+	}
+	if len(d) > 0 {
+		t.Logf("one program alone: -model.seed=%d -model.only=NUMBER (the number is the second part of a body's name)", seed)
+		if *only >= 0 {
+			t.Logf("the program: %s", value(Generate(seed, *only)))
+		}
+	}
+}
+
+// TestPrograms runs programs against a server that nothing happens to.
+func TestPrograms(t *testing.T) {
+	s := theSeed(t)
+	ps, want := generate(t, s, *programs)
+	b := open(t, nil)
+	start := time.Now()
+	answers, problems := b.driver.Run(t.Context(), ps)
+	got := b.driver.Settle(t.Context(), want, answers, problems)
+	t.Logf("%d programs, %d invocations, %d steps, %d objects in %.1fs", len(ps), len(got.Ends), len(got.Runs), len(got.Objects), time.Since(start).Seconds())
+	report(t, s, want, got, true)
+}
+
+// TestProgramsWithKills runs programs while the server, and now and then an endpoint, is killed.
+func TestProgramsWithKills(t *testing.T) {
+	s := theSeed(t)
+	ps, want := generate(t, s, (*programs+2)/3)
+	b := open(t, nil)
+	ctx, cancel := context.WithCancel(t.Context())
+	defer cancel()
+	kills := make(chan int, 1)
+	go func() { kills <- b.killAgain(ctx, t, s, max(len(ps)/12, 1)) }()
+	start := time.Now()
+	answers, problems := b.driver.Run(t.Context(), ps)
+	cancel()
+	n := <-kills
+	got := b.driver.Settle(t.Context(), want, answers, problems)
+	t.Logf("%d programs, %d invocations, %d kills in %.1fs", len(ps), len(got.Ends), n, time.Since(start).Seconds())
+	report(t, s, want, got, false)
+	if n < 3 && *only < 0 {
+		t.Errorf("only %d kills: nothing is proven", n)
+	}
+}
+
+// killAgain kills the server, and now and then an endpoint, each time that some more programs are over, until ctx is
+// done, and leaves all running.
+func (b *bench) killAgain(ctx context.Context, t *testing.T, seed uint64, programs int) (kills int) {
+	r := rand.New(rand.NewPCG(seed, 1<<40))
+	for {
+		for next := b.driver.Answered() + programs; b.driver.Answered() < next && ctx.Err() == nil; {
+			pause(ctx, 5*time.Millisecond)
+		}
+		pause(ctx, time.Duration(r.Int64N(int64(50*time.Millisecond))))
+		if ctx.Err() != nil {
+			return kills
+		}
+		if r.IntN(3) == 0 {
+			ep := b.endpoints[r.IntN(len(b.endpoints))]
+			if err := ep.Close(); err != nil {
+				t.Errorf("close endpoint: %v", err)
+			}
+			pause(ctx, time.Duration(r.Int64N(int64(200*time.Millisecond))))
+			if err := ep.Restart(); err != nil {
+				t.Error(err)
+				return kills
+			}
+		}
+		b.server.Kill()
+		kills++
+		if err := b.server.Restart(); err != nil {
+			t.Error(err)
+			return kills
+		}
+	}
+}
+
+func pause(ctx context.Context, d time.Duration) {
+	t := time.NewTimer(d)
+	defer t.Stop()
+	select {
+	case <-t.C:
+	case <-ctx.Done():
+	}
+}
