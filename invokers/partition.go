@@ -332,11 +332,8 @@ func (p *Partition) Close() {
 	p.wg.Wait()
 }
 
-// Reasons why an attempt is called off.
-var (
-	errAborted = errors.New("the invocation was aborted")
-	errNotHere = errors.New("the partition is no longer led from here")
-)
+// errAborted is the reason why an attempt is called off.
+var errAborted = errors.New("the invocation was aborted")
 
 // waitLocked makes an invocation wait for its next attempt.
 func (p *Partition) waitLocked(inv *invocation, delay time.Duration) (slot bool) {

@@ -6,7 +6,6 @@ import (
 	"sync/atomic"
 
 	"perdure/control/cluster"
-	"perdure/control/ident"
 	"perdure/control/schema"
 )
 
@@ -232,11 +231,3 @@ func pickVersion(d *schema.Deployment, highest uint32) (uint32, *failure) {
 }
 
 func unseen(f *failure) *failure { f.unseen = true; return f }
-
-// deploymentID is the printable id for logs and introspection.
-func deploymentID(d ident.DeploymentID) string {
-	if d.IsZero() {
-		return ""
-	}
-	return d.String()
-}

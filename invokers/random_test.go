@@ -420,7 +420,6 @@ func FuzzReceive(f *testing.F) {
 
 // pieces answers with byte slices, one for each Read.
 type pieces struct {
-	cannedTransport
 	version uint32
 	b       [][]byte
 }

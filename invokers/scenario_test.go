@@ -113,8 +113,7 @@ func TestNotificationsWhileOpening(t *testing.T) {
 	bubble(t, func(t *testing.T) {
 		id := invocationID(1)
 		opening, open := make(chan struct{}), make(chan struct{})
-		var w *world
-		w = newWorld(t, func(_ *Config, d *Deps) {
+		w := newWorld(t, func(_ *Config, d *Deps) {
 			inner := d.Transport
 			d.Transport = openFunc(func(o openArgs) (transport.Stream, error) {
 				close(opening)
@@ -900,8 +899,7 @@ func TestMemoryPool(t *testing.T) {
 	bubble(t, func(t *testing.T) {
 		first, second := invocationID(1), invocationID(2)
 		proceed := make(chan struct{})
-		var w *world
-		w = newWorld(t, func(c *Config, _ *Deps) {
+		w := newWorld(t, func(c *Config, _ *Deps) {
 			c.MessageSizeLimit, c.MessageSizeWarning, c.MemoryLimit = 1<<20, 1<<19, 1<<20
 		}, func(v *service) {
 			v.accept()
@@ -1351,8 +1349,7 @@ func cutVector(t *testing.T, v *vector, steps []step, known int, sent []step) {
 	for _, s := range steps[1 : 1+known] {
 		want = append(want, Entry{s.Type, s.Payload})
 	}
-	var w *world
-	w = newWorld(t, v7, func(svc *service) {
+	w := newWorld(t, v7, func(svc *service) {
 		svc.accept()
 		svc.replay()
 		for _, s := range sent {

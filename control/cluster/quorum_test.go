@@ -155,7 +155,7 @@ func newReference(mix []kind, r Replication) reference {
 			if ref.counted>>i&1 == 0 {
 				continue
 			}
-			name := fmt.Sprint("unknown", i)
+			var name string
 			switch {
 			case s == NodeScope:
 				name = fmt.Sprint("node", i)

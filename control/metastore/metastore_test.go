@@ -404,7 +404,6 @@ func TestDamagedSnapshotIsRefused(t *testing.T) {
 func TestEveryFlippedByteIsNoticed(t *testing.T) {
 	dir := t.TempDir()
 	s := openReady(t, dir)
-	want := map[uint64]string{}
 	for i := range 20 {
 		mustPut(t, s, fmt.Sprint("key", i), strings.Repeat(fmt.Sprint("value", i), 20))
 	}

@@ -101,7 +101,7 @@ var (
 	lambdaAddress = schema.Address{Lambda: &schema.LambdaAddress{ARN: "arn:aws:lambda:eu-west-1:1:function:f:1"}}
 )
 
-func discover(t *testing.T, a schema.Address, answers ...answer) (*schema.Discovered, error, *scripted) {
+func discover(t *testing.T, a schema.Address, answers ...answer) (*scripted, *schema.Discovered, error) {
 	t.Helper()
 	s := &scripted{answers: answers}
 	c, err := New(Config{Transport: s, Jitter: func() float64 { return 0 }, AdditionalHeaders: field("x-restate-cluster-name", "localcluster")})
@@ -112,7 +112,7 @@ func discover(t *testing.T, a schema.Address, answers ...answer) (*schema.Discov
 	if s.open != 0 {
 		t.Errorf("%d exchanges were left open", s.open)
 	}
-	return d, err, s
+	return s, d, err
 }
 
 // TestCapturedManifests: the manifests that SDKs sent are read, and the request has the captured headers.
@@ -140,7 +140,7 @@ func TestCapturedManifests(t *testing.T) {
 		for n, val := range v.ResponseHeaders {
 			a.header = append(a.header, transport.Field{Name: n, Value: val})
 		}
-		d, err, s := discover(t, httpAddress, a)
+		s, d, err := discover(t, httpAddress, a)
 		if err != nil {
 			t.Errorf("%s: %v", f, err)
 			continue
@@ -200,7 +200,7 @@ func TestErrors(t *testing.T) {
 		{"no address", schema.Address{}, answer{}, CodeUnreachable, "empty", 0},
 	} {
 		synctest.Test(t, func(t *testing.T) {
-			d, err, s := discover(t, c.address, c.answer)
+			s, d, err := discover(t, c.address, c.answer)
 			var e *Error
 			if !errors.As(err, &e) || e.Code != c.code || !strings.Contains(e.Error(), c.text) || d != nil {
 				t.Errorf("%s: got %v, %v, want %s with %q", c.name, d, err, c.code, c.text)
@@ -217,7 +217,7 @@ func TestRetryDelays(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		bad := answer{status: 503}
 		start := time.Now()
-		d, err, s := discover(t, httpAddress, bad, bad, bad, bad, good(manifest))
+		s, d, err := discover(t, httpAddress, bad, bad, bad, bad, good(manifest))
 		if err != nil || d == nil {
 			t.Fatal(err)
 		}
@@ -231,7 +231,7 @@ func TestRetryDelays(t *testing.T) {
 
 // TestLenient: what newer SDKs add does not keep them from being registered.
 func TestLenient(t *testing.T) {
-	d, err, _ := discover(t, lambdaAddress, good(
+	_, d, err := discover(t, lambdaAddress, good(
 		`{"protocolMode":"REQUEST_RESPONSE","minProtocolVersion":5,"maxProtocolVersion":9,"lambdaCompression":"zstd","new":{"a":[1]},"services":[]}`))
 	if err != nil || d.Manifest.LambdaCompression != "zstd" {
 		t.Errorf("got %+v, %v", d, err)
@@ -240,7 +240,7 @@ func TestLenient(t *testing.T) {
 
 func TestSilentEndpoint(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		_, err, s := discover(t, httpAddress, answer{silent: true})
+		s, _, err := discover(t, httpAddress, answer{silent: true})
 		var e *Error
 		if !errors.As(err, &e) || e.Code != CodeUnreachable || len(s.requests) != 5 {
 			t.Errorf("got %v after %d tries", err, len(s.requests))

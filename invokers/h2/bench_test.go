@@ -4,7 +4,6 @@ import (
 	"bufio"
 	"bytes"
 	"context"
-	"crypto/tls"
 	"io"
 	"net"
 	"net/http"
@@ -165,10 +164,9 @@ func BenchmarkExchange(b *testing.B) {
 		})
 		b.Run("net-http/"+itoa(parallel), func(b *testing.B) {
 			addr := leanServer(b)
-			tr := &http2.Transport{AllowHTTP: true, DialTLSContext: func(ctx context.Context, network, addr string, _ *tls.Config) (net.Conn, error) {
-				var d net.Dialer
-				return d.DialContext(ctx, network, addr)
-			}}
+			protocols := new(http.Protocols)
+			protocols.SetUnencryptedHTTP2(true)
+			tr := &http.Transport{Protocols: protocols}
 			b.Cleanup(tr.CloseIdleConnections)
 			benchmark(b, parallel, func() error { return exchangeNetHTTP(tr, "http://"+addr+"/invoke/Greeter/greet") })
 		})

@@ -525,8 +525,8 @@ func (l *logState) sealChain(ctx context.Context, c chain.Chain, tail cluster.LS
 	l.mu.Lock()
 	version, known := l.version, l.chain
 	l.mu.Unlock()
-	if known.LastIndex() != c.LastIndex() {
-		return nil
+	if _, sealed := known.Sealed(); sealed || known.LastIndex() != c.LastIndex() {
+		return nil // somebody else has, perhaps at another tail: the caller looks again
 	}
 	next, err := known.Seal(c.LastIndex(), chain.Seal{Tail: tail, By: l.b.cfg.Self, AtMillis: l.b.cfg.Clock.Now().UnixMilli()})
 	if err != nil {

@@ -33,17 +33,6 @@ type router interface {
 	Handle(transport.Service, transport.Handler)
 }
 
-func testLogger(t testing.TB) *slog.Logger {
-	return slog.New(slog.NewTextHandler(testWriter{t}, &slog.HandlerOptions{Level: slog.LevelError}))
-}
-
-type testWriter struct{ t testing.TB }
-
-func (w testWriter) Write(p []byte) (int, error) {
-	w.t.Logf("%s", p)
-	return len(p), nil
-}
-
 // startNode starts the components of a node on a directory.
 func startNode(t testing.TB, net router, chains Chains, fs vfs.FS, dir string, change func(*Config)) *testNode {
 	t.Helper()

@@ -123,6 +123,20 @@ func (l *logState) followServers(ctx context.Context, seg segment, tail *loglet.
 		return err
 	}
 	res, _ := f.Done()
+	if res.Sealed {
+		return l.endInChain(ctx, seg, res.Tail)
+	}
 	tail.Advance(res.Tail)
 	return nil
+}
+
+// endInChain writes the end of a segment that was found sealed into the chain, if nobody else has. The tail
+// that was found is not for readers: with other servers somebody may have found a lower one, and then the
+// successor begins there.
+func (l *logState) endInChain(ctx context.Context, seg segment, tail cluster.Offset) error {
+	c, err := l.reload(ctx)
+	if err != nil || c.IsZero() || c.Last().Loglet != seg.id {
+		return err
+	}
+	return l.sealChain(ctx, c, seg.lsnOf(tail))
 }
