@@ -326,6 +326,7 @@ func (s *Sequencer) pump(now time.Duration, out *SequencerOutput) {
 		if sv.sealed || sv.refuses || now < sv.retryAt {
 			continue
 		}
+		sv.retryAt = 0 // the pause is over: a tick that finds nothing to send must not be due again
 		sv.cursor = max(sv.cursor, s.head)
 		for sv.cursor < end && sv.inFlight < s.cfg.Window {
 			b := &s.batches[sv.cursor-s.head]

@@ -284,3 +284,21 @@ func TestStopIsFinal(t *testing.T) {
 		t.Error("a stopped sequencer wants a tick")
 	}
 }
+
+// A server whose pause after an error is over and that has everything already must not make ticks due all the
+// time: the driver would spin until the batch is committed by others.
+func TestNoTickIsDueForAServerThatHasEverything(t *testing.T) {
+	d := newDesk(t, 3, 2, SequencerConfig{})
+	d.mustAppend("a", 1)
+	stores := d.sent(0, 1)
+	d.answer(stores[0], nil, transport.ErrConnectionLost) // the store has arrived all the same
+	d.pass(time.Second)
+	again := d.sent(0, 1)
+	d.pass(3 * time.Second)                     // no answer: another pause begins
+	d.answer(again[0], state(2, 1, false), nil) // now it comes, late
+	d.pass(2 * time.Second)
+	d.sent(0)
+	if at, ok := d.s.NextTick(); ok && at <= d.now {
+		t.Errorf("a tick is due at %v, now is %v, and there is nothing to do", at, d.now)
+	}
+}
