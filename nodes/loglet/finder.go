@@ -154,7 +154,7 @@ func (f *Finder) NextTick() (time.Duration, bool) {
 	for i := range f.nodes {
 		if n := &f.nodes[i]; n.busy {
 			consider(n.deadline)
-		} else if !n.done {
+		} else if !n.done && !n.lost {
 			consider(n.retryAt)
 		}
 	}
@@ -326,6 +326,9 @@ func (f *Finder) evaluate(now time.Duration) {
 
 func (f *Finder) evaluateOpen(now time.Duration) {
 	if !f.fMajority(func(n *peer) bool { return n.known }) {
+		if f.phase == waiting && now >= f.waitUntil { // a server turned out to have lost its records meanwhile
+			f.waitUntil = now + f.cfg.Patience
+		}
 		return
 	}
 	if f.anySealed() {
@@ -508,6 +511,7 @@ func (f *Finder) pump(now time.Duration) []Send {
 		if n.busy || n.done || n.lost || now < n.retryAt || !f.params.Quorum.Readable().Has(i) {
 			continue
 		}
+		n.retryAt = 0 // the pause is over: when nothing is asked now, no tick is due for it
 		m := f.request(i, n, source)
 		if m == nil {
 			continue

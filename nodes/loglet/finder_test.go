@@ -256,3 +256,18 @@ func TestTrimmer(t *testing.T) {
 		t.Error("not finished with a write quorum")
 	}
 }
+
+// A server that is found to have lost its records while a repeated request to it waits for its pause must not
+// make ticks due in the past: the finder would spin until the others have answered.
+func TestNoTickIsDueForALostServer(t *testing.T) {
+	tb := newTable(t, 3, 2, FindTail)
+	late := tb.pending[0]
+	tb.pass(time.Second) // no answer: a pause begins
+	delete(tb.pending, 0)
+	tb.take(tb.f.Answer(tb.now, &Answer{Send: late, Reply: &logserver.StateReply{Status: logserver.StatusDataLoss}}))
+	tb.pass(100 * time.Millisecond)
+	tb.pass(100 * time.Millisecond)
+	if at, ok := tb.f.NextTick(); ok && at <= tb.now {
+		t.Errorf("a tick is due at %v, now is %v", at, tb.now)
+	}
+}
