@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"math"
 	"sync"
 	"time"
 
@@ -266,7 +267,7 @@ func (l *leader) fireTimers(now time.Time) (wake time.Time, err error) {
 		case !ok:
 			return now.Add(time.Hour), nil
 		case k.FireAtMs > nowMs:
-			return time.UnixMilli(int64(k.FireAtMs)), nil
+			return time.UnixMilli(int64(min(k.FireAtMs, math.MaxInt64))), nil
 		}
 		c := &recordpb.Command{
 			PartitionKey: uint64(k.ID.PartitionKey()),

@@ -21,7 +21,13 @@ type waiters struct {
 }
 
 type waiter struct {
-	reply chan *recordpb.Reply // 1 slot; closed without one when leadership is lost or the request is superseded
+	reply chan *recordpb.Reply // 1 slot; closed without one when there will be none
+	err   error                // why there will be none; set before reply is closed
+}
+
+func (w *waiter) fail(err error) {
+	w.err = err
+	close(w.reply)
 }
 
 // register returns the waiter of a request and whether the same request waits already (and has been
@@ -35,7 +41,7 @@ func (w *waiters) register(id requestID) (_ *waiter, again bool, err error) {
 	n := &waiter{reply: make(chan *recordpb.Reply, 1)}
 	if old := w.m[id]; old != nil {
 		again = true
-		close(old.reply)
+		old.fail(ErrSuperseded)
 	}
 	if w.m == nil {
 		w.m = make(map[requestID]*waiter)
@@ -49,6 +55,18 @@ func (w *waiters) forget(id requestID, wt *waiter) {
 	defer w.mu.Unlock()
 	if w.m[id] == wt {
 		delete(w.m, id)
+	}
+}
+
+// abandon forgets a request that was not proposed. A later copy of it that waits relied on that, and is told
+// to come again.
+func (w *waiters) abandon(id requestID, wt *waiter) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	later := w.m[id]
+	delete(w.m, id)
+	if later != nil && later != wt {
+		later.fail(ErrOverloaded)
 	}
 }
 
@@ -69,7 +87,7 @@ func (w *waiters) close() {
 	defer w.mu.Unlock()
 	w.closed = true
 	for id, wt := range w.m {
-		close(wt.reply)
+		wt.fail(ErrLostLeadership)
 		delete(w.m, id)
 	}
 }
@@ -101,13 +119,14 @@ func (l *leader) do(ctx context.Context, req *recordpb.Request) (*recordpb.Reply
 	defer l.waiters.forget(id, w)
 	if !again {
 		if err := l.proposeWaiting(ctx, cmd); err != nil {
+			l.waiters.abandon(id, w)
 			return nil, err
 		}
 	}
 	select {
 	case r, ok := <-w.reply:
 		if !ok {
-			return nil, ErrLostLeadership
+			return nil, w.err
 		}
 		return r, nil
 	case <-ctx.Done():

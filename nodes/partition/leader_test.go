@@ -1,0 +1,93 @@
+package partition
+
+import (
+	"context"
+	"errors"
+	"math"
+	"testing"
+	"time"
+
+	"perdure/control/cluster"
+	"perdure/nodes/bifrost"
+	"perdure/nodes/partition/store"
+)
+
+// A timer may be set to any time that a number can say; one that never comes must not keep the loop busy.
+func TestTimerBeyondTimeSleeps(t *testing.T) {
+	for _, at := range []uint64{math.MaxInt64, math.MaxInt64 + 1, math.MaxUint64} {
+		now := time.Now()
+		l := &leader{timers: newTimerQueue(10, func(after store.TimerKey, _ int) ([]store.TimerKey, error) {
+			if after.FireAtMs == at {
+				return nil, nil
+			}
+			return []store.TimerKey{{FireAtMs: at, Kind: 1}}, nil
+		})}
+		wake, err := l.fireTimers(now)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if d := wake.Sub(now); d < time.Minute {
+			t.Errorf("a timer at %d wakes the loop after %s", at, d)
+		}
+	}
+}
+
+// A request that comes again while its first copy waits for room in the log relies on that one to propose.
+// If the first copy gives up, the second must not wait for what nobody proposes.
+func TestRepeatedRequestOutlivesTheFirst(t *testing.T) {
+	full := &fullLog{waiting: make(chan struct{}, 1)}
+	l := &leader{p: &Processor{appender: full}}
+	l.prop = newProposer(1, full, 0, func() uint64 { return 1 }, func(error) {})
+	req, _ := call("x", true)
+	ctx, cancel := context.WithCancel(context.Background())
+	first := make(chan error, 1)
+	go func() { _, err := l.do(ctx, req); first <- err }()
+	<-full.waiting
+	old := l.waiters.of(requestID(req.Id))
+	again, _ := call("x", true)
+	again.Id, again.GetInvoke().Invocation.Id = req.Id, req.GetInvoke().Invocation.Id
+	second := make(chan error, 1)
+	within := within(t)
+	go func() { _, err := l.do(within, again); second <- err }()
+	superseded(t, l, requestID(req.Id), old)
+	cancel()
+	if err := <-first; !errors.Is(err, ErrOverloaded) {
+		t.Errorf("the first copy got %v, want ErrOverloaded", err)
+	}
+	var o interface{ Safe() bool }
+	if err := <-second; !errors.As(err, &o) {
+		t.Errorf("the second copy got %v, want an error that says whether trying again is safe", err)
+	}
+}
+
+// superseded waits until another copy of the request than old waits.
+func superseded(t *testing.T, l *leader, id requestID, old *waiter) {
+	t.Helper()
+	deadline := time.Now().Add(10 * time.Second)
+	for l.waiters.of(id) == old {
+		if time.Now().After(deadline) {
+			t.Fatal("the second copy did not register within 10 s")
+		}
+		<-time.After(time.Millisecond)
+	}
+}
+
+func (w *waiters) of(id requestID) *waiter {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.m[id]
+}
+
+// fullLog never has room.
+type fullLog struct{ waiting chan struct{} }
+
+func (f *fullLog) Append([]bifrost.Record, func(cluster.LSN, error)) error { return bifrost.ErrFull }
+func (f *fullLog) Close()                                                  {}
+func (f *fullLog) WaitCapacity(ctx context.Context) error {
+	select {
+	case f.waiting <- struct{}{}:
+	default:
+	}
+	<-ctx.Done()
+	return context.Cause(ctx)
+}
