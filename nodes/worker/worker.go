@@ -49,14 +49,14 @@ type Worker struct {
 	cancel context.CancelCauseFunc
 	wg     sync.WaitGroup
 	ready  chan struct{}
-	unled  atomic.Int64 // partitions that did not lead yet, since the start
+	unled  atomic.Int64 // partitions that neither led nor were parked yet, since the start
 }
 
 // slot is the place of one partition.
 type slot struct {
 	proc  atomic.Pointer[partition.Processor]
 	store atomic.Pointer[store.Store]
-	once  sync.Once // first leadership
+	once  sync.Once // first leadership, or parked
 
 	mu     sync.Mutex
 	status Status
@@ -76,7 +76,7 @@ type Status struct {
 
 var errShutdown = errors.New("the node is shutting down")
 
-// Start begins to run every partition. It returns at once; Ready tells when all of them lead.
+// Start begins to run every partition. It returns at once; see Ready.
 func Start(cfg Config) *Worker {
 	ctx, cancel := context.WithCancelCause(context.Background())
 	w := &Worker{cfg: cfg, log: cfg.Logger.With("component", "worker"), slots: make([]slot, cfg.Table.Len()), cancel: cancel, ready: make(chan struct{})}
@@ -88,7 +88,8 @@ func Start(cfg Config) *Worker {
 	return w
 }
 
-// Ready is closed when every partition has led once since the start.
+// Ready is closed when every partition has led once since the start or was parked: a partition that needs an
+// operator must not keep the others from being served.
 func (w *Worker) Ready() <-chan struct{} { return w.ready }
 
 // Close stops all processors, makes their stores durable and waits. Requests under way fail with an
@@ -192,9 +193,20 @@ func (w *Worker) failed(id cluster.PartitionID, err error, parked bool) {
 	defer s.mu.Unlock()
 	s.status.Restarts++
 	s.status.Parked = parked
+	if parked {
+		w.settled(s)
+	}
 	if err != nil {
 		s.status.LastError = err.Error()
 	}
+}
+
+func (w *Worker) settled(s *slot) {
+	s.once.Do(func() {
+		if w.unled.Add(-1) == 0 {
+			close(w.ready)
+		}
+	})
 }
 
 // lead opens the store, claims an epoch and leads for as long as it lasts.
@@ -230,11 +242,7 @@ func (w *Worker) lead(ctx context.Context, id cluster.PartitionID) (err error) {
 		s.mu.Lock()
 		s.status.Epoch = e
 		s.mu.Unlock()
-		s.once.Do(func() {
-			if w.unled.Add(-1) == 0 {
-				close(w.ready)
-			}
-		})
+		w.settled(s)
 	}
 	p, err := partition.New(cfg, st)
 	if err != nil {
