@@ -365,7 +365,11 @@ func (n *Node) startWorker(m *membership, b *bifrost.Bifrost, pool *invokers.Poo
 	w := worker.Start(worker.Config{
 		Dir: filepath.Join(n.cfg.DataDir(), "partitions"), Table: m.table, Bifrost: b, Logger: n.log,
 		Claim: claimer{m.store, n.self}.claim,
-		Store: store.Options{Cache: cache, FileCache: files, Logger: n.log, MemTableSize: uint64(wc.Storage.Memtable)}, Processor: pc,
+		Store: store.Options{
+			Cache: cache, FileCache: files, Logger: n.log, MemTableSize: uint64(wc.Storage.Memtable),
+			OnFatal: func(err error) { n.fail(err) },
+		},
+		Processor: pc,
 	})
 	n.worker.Store(w)
 	n.onStop("partitions", func(context.Context) error { w.Close(); return nil })

@@ -36,6 +36,9 @@ var (
 	ErrNotFound = errors.New("no such invocation in the partition store")
 	// ErrNotRunning: the invocation has no attempt now.
 	ErrNotRunning = errors.New("the invocation is not running")
+	// ErrFailed: the disk refused what the store had to write. Nothing is committed any more, and what was not
+	// flushed has to come from the log again.
+	ErrFailed = errors.New("the partition store cannot write to its disk")
 	// ErrCorrupt: what is stored cannot be what was written. The replica must stop.
 	ErrCorrupt = keyspace.ErrCorrupt
 )
@@ -55,6 +58,9 @@ type Options struct {
 	// MemTableSize bounds the writes held in memory before they are flushed, in bytes; DefaultMemTableSize.
 	// Memory is taken as it fills, starting with 256 KiB.
 	MemTableSize uint64
+	// OnFatal is told the first error of the disk, which ends the store: ErrFailed. It may be called with locks of
+	// the database held, so it must return at once and must not use the store. May be nil.
+	OnFatal func(error)
 }
 
 func (o *Options) setDefaults() {
@@ -93,6 +99,7 @@ type Store struct {
 	mu      sync.Mutex // guards closed against users.Add
 	closed  bool
 	users   sync.WaitGroup // calls under way
+	failure failure
 	onFlush atomic.Pointer[func()]
 }
 
@@ -100,6 +107,7 @@ type Store struct {
 func Open(o Options) (*Store, error) {
 	o.setDefaults()
 	s := &Store{partition: o.Partition, keys: o.Range}
+	s.failure.init(o.OnFatal)
 	if o.Cache == nil {
 		o.Cache = NewCache(ownCache, 1, o.MemTableSize)
 		defer o.Cache.Unref() // the database holds it
@@ -132,6 +140,7 @@ func (s *Store) pebbleOptions(o *Options) *pebble.Options {
 					(*fn)()
 				}
 			},
+			BackgroundError: func(err error) { s.failure.set(err) },
 			DataCorruption: func(i pebble.DataCorruptionInfo) {
 				log.Error("the partition store is damaged; this replica must be rebuilt", "path", i.Path, "err", i.Details)
 			},
@@ -169,7 +178,7 @@ func (s *Store) Close() error {
 	s.closed = true
 	s.mu.Unlock()
 	s.users.Wait()
-	err := s.db.Flush()
+	err := s.flush()
 	if err := errors.Join(err, s.db.Close()); err != nil {
 		return fmt.Errorf("close the store of partition %d: %w", s.partition, err)
 	}
@@ -205,10 +214,27 @@ func (s *Store) Flush() error {
 		return err
 	}
 	defer s.release()
-	if err := s.db.Flush(); err != nil {
+	if err := s.flush(); err != nil {
 		return fmt.Errorf("flush the store of partition %d: %w", s.partition, err)
 	}
 	return nil
+}
+
+// flush is the database's, which would try for ever on a disk that is full.
+func (s *Store) flush() error {
+	if err := s.failure.get(); err != nil {
+		return err
+	}
+	flushed, err := s.db.AsyncFlush()
+	if err != nil {
+		return err
+	}
+	select {
+	case <-flushed:
+		return nil
+	case <-s.failure.happened:
+		return s.failure.get()
+	}
 }
 
 // AppliedLSN is the LSN that the store was applied up to; 0 for a new store.

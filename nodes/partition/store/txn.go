@@ -98,9 +98,12 @@ func (t *Txn) SetAppliedLSN(lsn cluster.LSN) error {
 // Commit makes the batch visible, all of it at once. It becomes durable with a later flush. After an error
 // the store must be closed.
 func (t *Txn) Commit() error {
-	err := t.closeBefore()
+	err := errors.Join(t.closeBefore(), t.s.failure.get())
 	if t.batch != nil {
-		err = errors.Join(err, t.batch.Commit(pebble.NoSync), t.batch.Close())
+		if err == nil {
+			err = t.batch.Commit(pebble.NoSync)
+		}
+		err = errors.Join(err, t.batch.Close())
 		t.batch = nil
 	}
 	if err != nil {
