@@ -180,7 +180,7 @@ func (s *Sequencer) Answer(now time.Duration, a *Answer, out *SequencerOutput) {
 	}
 	switch state.Status {
 	case logserver.StatusOK:
-		if !state.Sealed || mutant.Is(mutant.SealedTailAck) {
+		if !state.Sealed || mutant.Is(mutant.StoresIgnoreSeal) {
 			// A sealed server's tail proves nothing here: repair may have moved it beyond the tail
 			// at which the loglet was found sealed, and nothing there may be acknowledged.
 			sv.tail = max(sv.tail, state.LocalTail)
@@ -190,6 +190,9 @@ func (s *Sequencer) Answer(now time.Duration, a *Answer, out *SequencerOutput) {
 		}
 	case logserver.StatusSealed:
 		sv.sealed = true
+		if mutant.Is(mutant.SealedTailAck) {
+			sv.tail = max(sv.tail, state.LocalTail)
+		}
 	case logserver.StatusSequencerMismatch, logserver.StatusDisabled, logserver.StatusDataLoss, logserver.StatusMalformed:
 		sv.refuses = true
 	default: // out of bounds, overloaded: a store before was lost or refused; begin again at the first
