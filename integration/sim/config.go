@@ -1,0 +1,134 @@
+package sim
+
+import (
+	"fmt"
+	"strings"
+	"time"
+
+	"perdure/control/cluster"
+)
+
+// Fault is a set of kinds of faults.
+type Fault uint32
+
+// The kinds of faults. A seed draws which of them its run has; a failing run is shrunk by switching them off.
+const (
+	Delay        Fault = 1 << iota // a tail of long message delays
+	Loss                           // messages and answers vanish
+	Duplication                    // requests arrive twice, the second time perhaps much later
+	Reordering                     // messages of one link overtake each other
+	Isolation                      // a node is cut off
+	OneWay                         // a link or a node is cut in one direction
+	Partial                        // some links are cut, so that not everybody sees everybody
+	MetadataCut                    // a node does not reach the metadata
+	MetadataDown                   // nobody does, and changes end with unknown outcome
+	Crash                          // a process dies and comes back as the node's next life
+	PowerOne                       // one machine loses power
+	PowerAll                       // all do
+	PowerButOne                    // all but one do
+	Pause                          // a process stands still
+	Torn                           // of a batch that was not synced a part survives a loss of power
+	SlowDisk                       // syncs take up to seconds
+	DiskError                      // writes fail until the process restarts
+	BitRot                         // durable records become unreadable on one node
+	LostTail                       // one node's disk forgets the end of what it had synced
+	DiskWiped                      // one node's disk comes back empty
+	DiskSwapped                    // two machines get each other's disks for a while
+	ClockSkew                      // wall clocks differ, and jump
+	Move                           // leaders move, logs are reconfigured
+	Trim                           // logs are trimmed
+	Faulty                         // service endpoints fail attempts, and do not repeat themselves
+	faultEnd
+	AllFaults = faultEnd - 1
+)
+
+var faultNames = []string{"delay", "loss", "duplication", "reordering", "isolation", "one-way", "partial",
+	"metadata-cut", "metadata-down", "crash", "power-one", "power-all", "power-but-one", "pause", "torn",
+	"slow-disk", "disk-error", "bit-rot", "lost-tail", "disk-wiped", "disk-swapped", "clock-skew", "move", "trim", "faulty-services"}
+
+func (f Fault) String() string {
+	var names []string
+	for i, n := range faultNames {
+		if f&(1<<i) != 0 {
+			names = append(names, n)
+		}
+	}
+	if len(names) == 0 {
+		return "none"
+	}
+	return strings.Join(names, ",")
+}
+
+// Options say what a run is. Everything else is drawn from the seed.
+type Options struct {
+	Seed uint64
+	// Core adds processors, services and clients on top of the logs; without it clients append to the logs.
+	Core bool
+	// Pebble keeps the records in the real log store on a file system that loses what was not synced,
+	// instead of the fast model of a disk.
+	Pebble bool
+	// Length is the simulated time with faults; healing and the end checks come after it.
+	Length time.Duration
+	// Without switches kinds of faults off that the seed has drawn.
+	Without Fault
+	// Verbose prints the trace as it is made.
+	Verbose bool
+}
+
+// config is what a seed has drawn.
+type config struct {
+	nodes       int
+	replication int
+	logs        int
+	faults      Fault
+	nemesisMean time.Duration // between faults
+	appendMean  time.Duration // between the writes of one client
+	syncLow     time.Duration
+	syncHigh    time.Duration
+	drop, dup   float64
+	window      int
+	victim      cluster.NodeID // the only node whose disk may lose what it had; 0: none
+}
+
+func draw(e *engine, o Options) config {
+	rng := e.rng[configuration]
+	c := config{nodes: 1 + rng.IntN(7), logs: 1 + rng.IntN(2)}
+	if o.Core {
+		c.nodes, c.logs = 1+rng.IntN(5), 1+rng.IntN(3)
+	}
+	c.replication = 1 + rng.IntN(c.nodes)
+	if rng.IntN(2) == 0 {
+		c.replication = c.nodes/2 + 1
+	}
+	for f := Fault(1); f < faultEnd; f <<= 1 {
+		if rng.IntN(2) == 0 {
+			c.faults |= f
+		}
+	}
+	if rng.IntN(20) == 0 {
+		c.faults = 0
+	}
+	c.nemesisMean = [...]time.Duration{2 * time.Second, 5 * time.Second, 20 * time.Second}[rng.IntN(3)]
+	c.appendMean = [...]time.Duration{200 * time.Millisecond, time.Second, 5 * time.Second}[rng.IntN(3)]
+	if o.Core {
+		c.nemesisMean *= 2
+		c.appendMean = [...]time.Duration{200 * time.Millisecond, 500 * time.Millisecond, 2 * time.Second}[rng.IntN(3)]
+	}
+	c.syncLow, c.syncHigh = 100*time.Microsecond, [...]time.Duration{500 * time.Microsecond, 5 * time.Millisecond, 20 * time.Millisecond}[rng.IntN(3)]
+	c.drop = [...]float64{0.002, 0.02, 0.1}[rng.IntN(3)]
+	c.dup = [...]float64{0.01, 0.1}[rng.IntN(2)]
+	c.window = 1 + rng.IntN(8)
+	if c.replication >= 2 && c.replication < c.nodes {
+		// Enough copies and enough servers are left when one disk is gone for good.
+		c.victim = cluster.NodeID(1 + rng.IntN(c.nodes))
+	}
+	c.faults &^= o.Without
+	return c
+}
+
+func (c *config) has(f Fault) bool { return c.faults&f != 0 }
+
+func (c *config) String() string {
+	return fmt.Sprintf("%d nodes, %d copies, %d logs, sync %v–%v, a write each %v per client, a fault each %v, faults: %v",
+		c.nodes, c.replication, c.logs, c.syncLow, c.syncHigh, c.appendMean, c.nemesisMean, c.faults)
+}

@@ -1,0 +1,283 @@
+package sim
+
+import (
+	"time"
+
+	"perdure/control/cluster"
+	"perdure/nodes/loglet"
+	"perdure/nodes/logserver"
+	"perdure/nodes/transport"
+)
+
+// node is one machine: a disk, a clock, and the process that runs on it, if one does.
+type node struct {
+	w   *world
+	id  cluster.NodeID
+	gen cluster.Generation
+
+	// Of the machine.
+	store           storage
+	slowDisk        bool
+	lost            bool // its log store was declared lost: no log server runs here any more
+	skew            time.Duration
+	cutFromMetadata bool
+	cores           map[cluster.PartitionID]*machineStore // partition stores, see processor.go
+
+	// Of the process.
+	up, paused  bool
+	life        int
+	stalled     []func() // what a paused process will do first
+	queue       []*logserver.Write
+	syncing     bool
+	diskBroken  bool
+	loglets     map[cluster.LogletID]*logserver.Loglet
+	logletOrder []cluster.LogletID
+	logs        []*logHandle
+	workers     []*worker
+}
+
+func (n *node) self() cluster.GenNodeID { return cluster.GenNodeID{ID: n.id, Generation: n.gen} }
+
+// after schedules something that this life of the process does.
+func (n *node) after(d time.Duration, f func()) {
+	life := n.life
+	n.w.after(d, func() { n.run(life, f) })
+}
+
+func (n *node) run(life int, f func()) {
+	switch {
+	case n.life != life || !n.up:
+	case n.paused:
+		n.stalled = append(n.stalled, f)
+	default:
+		f()
+	}
+}
+
+// Now is the node's wall clock, and AfterFunc its timer: node implements loglet.Clock.
+func (n *node) Now() time.Time { return epoch.Add(n.w.now) }
+
+// wall is what the node takes for the time of day.
+func (n *node) wall() time.Time { return epoch.Add(n.w.now + n.skew) }
+
+var epoch = time.Unix(1_800_000_000, 0)
+
+type timer struct{ stopped bool }
+
+func (t *timer) Stop() bool { s := t.stopped; t.stopped = true; return !s }
+
+// AfterFunc implements loglet.Clock.
+func (n *node) AfterFunc(d time.Duration, f func()) loglet.Timer {
+	t := &timer{}
+	n.after(d, func() {
+		if !t.stopped {
+			t.stopped = true
+			f()
+		}
+	})
+	return t
+}
+
+// start begins the node's next life.
+func (n *node) start() {
+	n.gen++
+	n.life++
+	n.up, n.paused, n.stalled = true, false, nil
+	n.diskBroken, n.queue, n.syncing = false, nil, false
+	n.loglets, n.logletOrder = map[cluster.LogletID]*logserver.Loglet{}, nil
+	n.w.trace("start", uint64(n.id), uint64(n.gen), 0)
+	n.logs = nil
+	for i := range n.w.cfg.logs {
+		n.logs = append(n.logs, newLogHandle(n, cluster.LogID(i)))
+	}
+	n.startWorkers()
+}
+
+// stop ends the process; power says that what was not synced is gone.
+func (n *node) stop() {
+	if !n.up {
+		return
+	}
+	n.w.trace("stop", uint64(n.id), uint64(n.gen), 0)
+	n.up = false
+	n.life++
+	n.stalled = nil
+	for _, wk := range n.workers {
+		wk.crash()
+	}
+	n.workers = nil
+	n.losePower()
+	n.store.crash()
+	n.loglets, n.logs = nil, nil
+}
+
+func (n *node) pause() {
+	n.w.trace("pause", uint64(n.id), 0, 0)
+	n.paused = true
+}
+
+func (n *node) resume() {
+	if !n.paused {
+		return
+	}
+	n.w.trace("resume", uint64(n.id), 0, 0)
+	n.paused = false
+	stalled := n.stalled
+	n.stalled = nil
+	for _, f := range stalled {
+		// One after the other, but not at once: a process that wakes up works through what has piled up.
+		n.after(0, f)
+	}
+}
+
+// loglet is the acceptance core of a loglet; it is loaded from the disk on the first request.
+func (n *node) loglet(id cluster.LogletID) *logserver.Loglet {
+	l := n.loglets[id]
+	if l == nil {
+		l = logserver.NewLoglet(id, n.store.load(id))
+		n.loglets[id] = l
+		n.logletOrder = append(n.logletOrder, id)
+		n.w.oracle.loaded(n, id, l)
+	}
+	return l
+}
+
+type answer func(transport.Message, error)
+
+// handle is a request that has arrived.
+func (n *node) handle(from cluster.GenNodeID, m transport.Message, reply answer) {
+	if m.Service() == transport.Sequencer {
+		n.answerTail(m.(*loglet.TailRequest), reply)
+		return
+	}
+	if n.lost {
+		reply(nil, transport.ErrNoService)
+		return
+	}
+	out := &logserver.Output{}
+	switch r := m.(type) {
+	case *logserver.StoreRequest:
+		n.loglet(r.Loglet).Store(reply, from, r, out)
+	case *logserver.SealRequest:
+		n.loglet(r.Loglet).Seal(answer(func(m transport.Message, err error) {
+			if st, ok := m.(*logserver.StateReply); ok && st.Sealed && !n.store.load(r.Loglet).Sealed {
+				violated("seal", "node %s says that loglet %s is sealed, its disk does not", n.id, r.Loglet)
+			}
+			reply(m, err)
+		}), r, out)
+	case *logserver.InfoRequest:
+		n.loglet(r.Loglet).Info(reply, r, out)
+	case *logserver.WaitTailRequest:
+		n.loglet(r.Loglet).WaitTail(reply, r, out)
+	case *logserver.TrimRequest:
+		n.loglet(r.Loglet).Trim(reply, r, out)
+	case *logserver.ReadRequest:
+		n.read(r, reply, out)
+	case *logserver.DigestRequest:
+		rng, state := n.loglet(r.Loglet).Readable(r.Header, r.From, r.To, out)
+		res := &logserver.DigestReply{StateReply: state}
+		if state.Status == logserver.StatusOK && rng.From < rng.To {
+			res.Exists = n.store.digest(r.Loglet, rng.From, rng.To)
+		}
+		reply(res, nil)
+	}
+	n.reply(out)
+}
+
+func (n *node) read(r *logserver.ReadRequest, reply answer, out *logserver.Output) {
+	rng, state := n.loglet(r.Loglet).Readable(r.Header, r.From, r.To, out)
+	res := &logserver.ReadReply{StateReply: state, Next: rng.From}
+	if r.From <= state.TrimPoint {
+		res.TrimmedTo, res.Next = state.TrimPoint, max(res.Next, state.TrimPoint+1)
+	}
+	if state.Status == logserver.StatusOK && rng.From < rng.To {
+		found, next, err := n.store.read(r.Loglet, rng.From, rng.To, max(r.MaxBytes, 1))
+		if err != nil {
+			res.Status, res.Reason = logserver.StatusError, err.Error()
+		} else {
+			res.Records, res.Next = found, next
+		}
+	}
+	reply(res, nil)
+}
+
+// reply carries out what a step of a loglet wants.
+func (n *node) reply(out *logserver.Output) {
+	for _, w := range out.Writes {
+		n.submit(w)
+	}
+	for i := range out.Replies {
+		state := out.Replies[i].State
+		out.Replies[i].Token.(answer)(&state, nil)
+	}
+}
+
+// Call sends a request: node implements transport.Caller.
+func (n *node) Call(to cluster.NodeID, m transport.Message, done transport.ReplyFunc) {
+	w, t := n.w, n.w.nodes[to-1]
+	if to == n.id {
+		// A local destination does not go over the network.
+		n.after(5*time.Microsecond, func() {
+			t.handle(n.self(), m, func(r transport.Message, err error) { n.after(0, func() { done(r, err) }) })
+		})
+		return
+	}
+	if !t.up && w.chance(network, 0.8) {
+		n.after(w.delay(n.id, to), func() { done(nil, transport.ErrUnreachable) })
+		return
+	}
+	from, answered := n.self(), false
+	deliver := func() {
+		if !t.up || w.isCut(n.id, to) {
+			return
+		}
+		life := t.life
+		t.run(life, func() {
+			t.handle(from, m, func(r transport.Message, err error) {
+				if t.life != life || w.lost(to, n.id) {
+					return
+				}
+				n.after(w.delay(to, n.id), func() {
+					if answered || w.isCut(to, n.id) {
+						return
+					}
+					answered = true
+					done(r, err)
+				})
+			})
+		})
+	}
+	if !w.lost(n.id, to) {
+		w.after(w.delay(n.id, to), deliver)
+	}
+	if !w.quiet && w.cfg.has(Duplication) && w.chance(network, w.cfg.dup) {
+		d := w.delay(n.id, to)
+		if w.chance(network, 0.2) {
+			d += w.between(network, 0, 5*time.Second)
+		}
+		w.after(d, deliver)
+	}
+}
+
+// delay is how long a message takes.
+func (w *world) delay(from, to cluster.NodeID) time.Duration {
+	d := w.between(network, 50*time.Microsecond, 600*time.Microsecond)
+	if w.quiet {
+		return d
+	}
+	if w.cfg.has(Delay) && w.chance(network, 0.02) {
+		d += w.exponential(network, 300*time.Millisecond)
+	}
+	if w.cfg.has(Reordering) {
+		return d
+	}
+	link := &w.links[from-1][to-1]
+	*link = max(*link+1, w.now+d)
+	return *link - w.now
+}
+
+func (w *world) lost(from, to cluster.NodeID) bool {
+	return !w.quiet && w.cfg.has(Loss) && w.chance(network, w.cfg.drop)
+}
+
+func (w *world) isCut(from, to cluster.NodeID) bool { return w.cuts[from-1][to-1] > 0 }
