@@ -188,10 +188,22 @@ func (s *Store) pebbleOptions() *pebble.Options {
 			DataCorruption: func(i pebble.DataCorruptionInfo) {
 				s.cfg.Logger.Error("log database found a corrupt file", "path", i.Path, "err", i.Details)
 			},
-			BackgroundError: func(err error) { s.cfg.Logger.Error("log database background work failed", "err", err) },
+			BackgroundError: s.backgroundFailed,
 		},
 	}
 	return o
+}
+
+// backgroundPause is how long background work that fails is held up each time: Pebble repeats it at once.
+const backgroundPause = 50 * time.Millisecond
+
+// backgroundFailed ends the handle when the database cannot write its tables: it would repeat that for ever, and
+// at last let no write return. A damaged table is told by DataCorruption and does not concern what is written.
+func (s *Store) backgroundFailed(err error) {
+	if !pebble.IsCorruptionError(err) {
+		s.fail(fmt.Errorf("write tables: %w", err))
+	}
+	time.Sleep(backgroundPause)
 }
 
 // Close takes no more writes, finishes and answers those taken, and closes the files. Idempotent.

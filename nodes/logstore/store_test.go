@@ -10,6 +10,8 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
+	"syscall"
 	"testing"
 	"time"
 
@@ -464,6 +466,42 @@ func TestFailedSyncEndsTheHandle(t *testing.T) {
 	}
 	if err := s.Enqueue(&logserver.Write{Loglet: 5, Owner: o}); !errors.Is(err, ErrFailed) {
 		t.Errorf("enqueue after failure: %v", err)
+	}
+}
+
+// TestFullDiskEndsTheHandle lets the tables of the database not be written, while its write-ahead log is.
+func TestFullDiskEndsTheHandle(t *testing.T) {
+	var full atomic.Bool
+	inject := errorfs.InjectorFunc(func(op errorfs.Op) error {
+		if full.Load() && op.Kind == errorfs.OpFileWrite && strings.HasSuffix(op.Path, ".sst") {
+			return syscall.ENOSPC
+		}
+		return nil
+	})
+	fatal := make(chan error, 1)
+	s := open(t, errorfs.Wrap(vfs.NewMem(), inject), func(c *Config) {
+		c.MemTableSize, c.OnFatal = 256<<10, func(err error) { fatal <- err }
+	})
+	full.Store(true)
+	o := newOwner()
+	big := logserver.Record{Payload: make([]byte, 100<<10)}
+	if _, err := rand.NewChaCha8([32]byte{}).Read(big.Payload); err != nil {
+		t.Fatal(err)
+	}
+	var err error
+	for i := 0; i < 1000 && err == nil; i++ {
+		w := &logserver.Write{Loglet: 5, Kind: logserver.WriteRecords, First: cluster.Offset(1 + i), Records: []logserver.Record{big}, Sequencer: sequencer, Owner: o}
+		if err = s.Enqueue(w); err == nil {
+			err = o.wait(t, i+1)[i]
+		}
+	}
+	if !errors.Is(err, ErrFailed) || !errors.Is(err, syscall.ENOSPC) {
+		t.Errorf("writing to a full disk ended with %v, want ErrFailed and the reason", err)
+	}
+	select {
+	case <-fatal:
+	case <-time.After(10 * time.Second):
+		t.Error("the owner was not told")
 	}
 }
 
