@@ -100,10 +100,10 @@ func threeServices(prefix string) (manifest string, describe func(deployment str
 				"inactivity_timeout":"30s","abort_timeout":"1m","enable_lazy_state":false,
 				"retry_policy":{"initial_interval":"100ms","exponentiation_factor":3.0,"max_attempts":5,"max_interval":"1s","on_max_attempts":"Kill"}}`, prefix, dp, rev),
 			"O": fmt.Sprintf(`{"name":"%sO","ty":"VirtualObject","handlers":[%s,%s,%s],"deployment_id":%q,"revision":%d,"public":true,
-				"idempotency_retention":"1d","journal_retention":"1d","inactivity_timeout":"1m","abort_timeout":"10m","enable_lazy_state":false,"retry_policy":%s}`,
+				"idempotency_retention":"1d","journal_retention":"1d","inactivity_timeout":"`+inactivity()+`","abort_timeout":"10m","enable_lazy_state":false,"retry_policy":%s}`,
 				prefix, plain("excl", "Exclusive"), plain("none", "Exclusive"), strings.Replace(plain("shared", "Shared"), `"public"`, `"enable_lazy_state":true,"public"`, 1), dp, rev, defaultRetry),
 			"W": fmt.Sprintf(`{"name":"%sW","ty":"Workflow","handlers":[%s,%s],"deployment_id":%q,"revision":%d,"public":false,"workflow_completion_retention":"1m",
-				"idempotency_retention":"1d","journal_retention":"1d","inactivity_timeout":"1m","abort_timeout":"10m","enable_lazy_state":false,"retry_policy":%s}`,
+				"idempotency_retention":"1d","journal_retention":"1d","inactivity_timeout":"`+inactivity()+`","abort_timeout":"10m","enable_lazy_state":false,"retry_policy":%s}`,
 				prefix, strings.Replace(plain("other", "Shared"), `"public":true`, `"public":false`, 1), strings.Replace(plain("run", "Workflow"), `"public":true`, `"public":false`, 1), dp, rev, defaultRetry),
 		}
 	}
@@ -483,7 +483,7 @@ func TestPatchService(t *testing.T) {
 	is := func(fields string) want {
 		return want{status: 200, json: `{` + fields + `,"...":""}`, header: jsonType}
 	}
-	check(t, patch(p+"S", "{}"), is(`"public":true,"idempotency_retention":"1d","journal_retention":"1d","inactivity_timeout":"1m","abort_timeout":"10m","revision":1`))
+	check(t, patch(p+"S", "{}"), is(`"public":true,"idempotency_retention":"1d","journal_retention":"1d","inactivity_timeout":"`+inactivity()+`","abort_timeout":"10m","revision":1`))
 	check(t, patch(p+"S", `{"unknown":1,"public":null}`), is(`"public":true`))
 	check(t, patch(p+"S", `{"public":false}`), is(`"public":false`))
 	poll(t, "the service is private", func() error {

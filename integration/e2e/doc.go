@@ -7,6 +7,10 @@
 //	PERDURE_E2E_SERVER=restate RESTATE_SERVER=… go test …      another server, by its definition in integration/harness
 //	PERDURE_E2E_INGRESS=… PERDURE_E2E_ADMIN=… go test …        one that runs already, and can reach loopback
 //
+// The whole suite can be run in several modes (see modes), such as one partition, or without waiting on open streams:
+//
+//	go test ./integration/e2e -args -e2e.mode=suspending       or PERDURE_E2E_MODE=suspending
+//
 // Behaviour seen through an SDK is tested for every variant of the services (see variants): Go and TypeScript,
 // bidirectional and request/response, eager and lazy state, and always suspending.
 //

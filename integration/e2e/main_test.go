@@ -71,7 +71,12 @@ func run(m *testing.M) int {
 			return 1
 		}
 		defer os.RemoveAll(dir)
-		s, err := harness.Open(envServer, dir, sharedConfig)
+		config, err := inMode(sharedConfig)
+		if err != nil {
+			log.Print(err)
+			return 1
+		}
+		s, err := harness.Open(envServer, dir, config)
 		if err != nil {
 			log.Print(err)
 			return 1

@@ -17,6 +17,10 @@ func ownServer(t *testing.T, config map[string]string) (*harness.Server, *endpoi
 	if target.server == nil {
 		t.Skip("the server under test was started by somebody else, so it cannot be restarted from here")
 	}
+	config, err := inMode(config)
+	if err != nil {
+		t.Fatal(err)
+	}
 	s := harness.Start(t, target.kind, config)
 	c := newClient(s.Ingress(), s.Admin())
 	if err := settle(c); err != nil {
@@ -86,7 +90,6 @@ func restarts(t *testing.T, s *harness.Server, e *endpoint, restart func()) {
 	treeToken := fresh(t)
 	tree := e.send(t, e.path("Blocker", key, "tree"), treeToken)
 	e.awaitLines(t, treeToken+"/called", 1)
-	before := e.lines(t, treeToken+"/called")
 
 	restart()
 
@@ -112,11 +115,20 @@ func restarts(t *testing.T, s *harness.Server, e *endpoint, restart func()) {
 	equal(t, "delayed send", decode[string](t, e.attach(t, delayed), 200), "Hello, late!")
 	check(t, e.in(t, request{method: "GET", path: "/restate/invocation/" + far + "/output"}), want{status: 470})
 
-	// The tree lives, its steps did not run again, and it can be cancelled as before.
-	equal(t, "steps of the child", e.lines(t, treeToken+"/called"), before)
+	// The tree lives and can be cancelled as before. Its child's step may run a second time: the server may have died
+	// between the execution, which the test waited for, and the record of it.
 	check(t, e.end(t, tree, "cancel"), want{status: 202})
 	check(t, e.attach(t, tree), want{status: 409})
-	equal(t, "child", e.awaitLines(t, treeToken+"/called", 2), []string{"enter", "cleanup"})
+	var lines []string
+	poll(t, "the child cleans up", func() error {
+		if lines = e.lines(t, treeToken+"/called"); lines[len(lines)-1] != "cleanup" {
+			return fmt.Errorf("its steps are %q", lines)
+		}
+		return nil
+	})
+	if n := len(lines); n > 3 || lines[n-2] != "enter" {
+		t.Errorf("steps of the child: %q", lines)
+	}
 }
 
 // TestServerOptions: options of the server apply where the deployment says nothing.

@@ -210,9 +210,12 @@ func (e *Endpoint) invoke(w http.ResponseWriter, r *http.Request, s Script) {
 	}
 	s(a)
 	if !a.started {
-		a.Respond(http.StatusOK, ContentType)
+		a.Respond(http.StatusOK, a.accepted())
 	}
 }
+
+// accepted is the content type that the server asked for: the protocol version it speaks in this attempt.
+func (a *Attempt) accepted() string { return a.Request.Header.Get("Accept") }
 
 func (a *Attempt) readStart() error {
 	f, err := wire.ReadFrame(a.Request.Body)
@@ -263,7 +266,7 @@ func (a *Attempt) Await(typ uint16) *wire.Frame {
 	}
 }
 
-// Respond sends the response head. Write does it with status 200 and ContentType if it has not been done.
+// Respond sends the response head. Write does it with status 200 and the accepted content type if it has not been done.
 func (a *Attempt) Respond(status int, contentType string) {
 	a.started = true
 	if contentType != "" {
@@ -281,7 +284,7 @@ func (a *Attempt) Header() http.Header { return a.w.Header() }
 // Write sends raw bytes at once. Errors mean that the server has gone, which scripts need not care about.
 func (a *Attempt) Write(b []byte) {
 	if !a.started {
-		a.Respond(http.StatusOK, ContentType)
+		a.Respond(http.StatusOK, a.accepted())
 	}
 	if _, err := a.w.Write(b); err == nil {
 		http.NewResponseController(a.w).Flush()
