@@ -15,6 +15,7 @@ import (
 	"path/filepath"
 	"strings"
 	"syscall"
+	"time"
 
 	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
@@ -315,14 +316,22 @@ func (s *server) wait(ctx context.Context, n runningNode) error {
 	}
 }
 
-// shutdown stops the node within its timeout. A signal meanwhile gives up waiting: what was acknowledged is on disk.
+// shutdownGrace is how long after its timeout a shutdown is waited for: stores are still made durable then.
+const shutdownGrace = 30 * time.Second
+
+// shutdown stops the node within its timeout. A signal meanwhile gives up waiting, and so does a node that hangs, as on
+// a disk that does not answer: what was acknowledged is on disk.
 func (s *server) shutdown(n runningNode) error {
 	ctx, cancel := context.WithTimeout(context.Background(), s.loaded.Node.ShutdownTimeout)
 	defer cancel()
 	done := make(chan error, 1)
 	go func() { done <- n.Shutdown(ctx) }()
+	late := time.NewTimer(s.loaded.Node.ShutdownTimeout + shutdownGrace)
+	defer late.Stop()
 	for {
 		select {
+		case <-late.C:
+			return fmt.Errorf("the node did not stop within %s and is left as it is; nothing acknowledged is lost", s.loaded.Node.ShutdownTimeout+shutdownGrace)
 		case err := <-done:
 			if err != nil {
 				return fmt.Errorf("shut down: %w", err)

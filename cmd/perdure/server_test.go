@@ -18,6 +18,7 @@ import (
 	"strings"
 	"syscall"
 	"testing"
+	"testing/synctest"
 
 	"perdure/cmd/settings"
 	"perdure/nodes/node"
@@ -99,6 +100,22 @@ func TestSecondSignalStopsAtOnce(t *testing.T) {
 		t.Errorf("got %v", err)
 	}
 	close(release)
+}
+
+// A node that hangs while it stops, as on a disk that does not answer, must not keep its process for ever: it would hold
+// ports and directory, and nobody would start it again.
+func TestNodeThatDoesNotStopIsLeft(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		hang := make(chan struct{})
+		done := make(chan error, 1)
+		done <- errors.New("the disk is gone")
+		s, _, _ := testServer(t, started(&fakeNode{done: done, shutdown: func(context.Context) error { <-hang; return nil }}))
+		err := s.run(context.Background())
+		if err == nil || !strings.Contains(err.Error(), "the disk is gone") || !strings.Contains(err.Error(), "did not stop within") {
+			t.Errorf("got %v", err)
+		}
+		close(hang)
+	})
 }
 
 func TestSignalDuringStart(t *testing.T) {
@@ -318,5 +335,37 @@ func TestNewlinesCannotForgeLogLines(t *testing.T) {
 	log.Info("hello", "s", "a\n2026 ERROR forged")
 	if strings.Count(b.String(), "\n") != 1 {
 		t.Errorf("%q", b)
+	}
+}
+
+func TestAWS(t *testing.T) {
+	dir := t.TempDir()
+	file := filepath.Join(dir, "config")
+	if err := os.WriteFile(file, []byte("[profile invoker]\nregion = eu-central-1\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	t.Setenv("AWS_CONFIG_FILE", file)
+	t.Setenv("AWS_SHARED_CREDENTIALS_FILE", filepath.Join(dir, "none"))
+	t.Setenv("AWS_REGION", "")
+	t.Setenv("AWS_EXTERNAL_ID", "cluster-1")
+	for _, c := range []struct {
+		in                          node.Invoker
+		region, externalID, failure string
+	}{
+		{node.Invoker{AWSProfile: "invoker"}, "eu-central-1", "cluster-1", ""},
+		{node.Invoker{AWSExternalID: "configured"}, "", "configured", ""},
+		{node.Invoker{AWSProfile: "missing"}, "", "", "worker.invoker.aws-profile"},
+	} {
+		err := loadAWS(t.Context(), &c.in)
+		switch {
+		case c.failure != "":
+			if err == nil || !strings.Contains(err.Error(), c.failure) || c.in.AWS != nil {
+				t.Errorf("got %v, want %s", err, c.failure)
+			}
+		case err != nil:
+			t.Error(err)
+		case c.in.AWS == nil || c.in.AWS.Region != c.region || c.in.AWSExternalID != c.externalID:
+			t.Errorf("got %+v", c.in)
+		}
 	}
 }

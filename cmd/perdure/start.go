@@ -2,16 +2,41 @@ package main
 
 import (
 	"context"
+	"fmt"
 	"log/slog"
+	"os"
+
+	"github.com/aws/aws-sdk-go-v2/config"
 
 	"perdure/nodes/node"
 )
 
 // startNode starts a node with all its roles.
 func startNode(ctx context.Context, cfg node.Config, log *slog.Logger) (runningNode, error) {
+	if err := loadAWS(ctx, &cfg.Worker.Invoker); err != nil {
+		return nil, err
+	}
 	n, err := node.Start(ctx, cfg, version, log)
 	if err != nil {
 		return nil, err // not n: a nil *Node in the interface would look like a node
 	}
 	return n, nil
+}
+
+// loadAWS reads what the AWS SDK takes from the environment and from its own files. It makes no request: credentials are
+// looked for when a function is called first, so a server that calls none needs none.
+func loadAWS(ctx context.Context, i *node.Invoker) error {
+	var options []func(*config.LoadOptions) error
+	if i.AWSProfile != "" {
+		options = append(options, config.WithSharedConfigProfile(i.AWSProfile))
+	}
+	loaded, err := config.LoadDefaultConfig(ctx, options...)
+	if err != nil {
+		return fmt.Errorf("read the AWS configuration (worker.invoker.aws-profile, AWS_ variables and files): %w", err)
+	}
+	i.AWS = &loaded
+	if i.AWSExternalID == "" {
+		i.AWSExternalID = os.Getenv("AWS_EXTERNAL_ID")
+	}
+	return nil
 }

@@ -17,7 +17,7 @@ var aliases = func() map[string]string {
 	m := map[string]string{}
 	for _, k := range []string{
 		"request-identity-private-key-pem-file", "request-identity-expiration", "additional-request-headers",
-		"connect-timeout",
+		"connect-timeout", "aws-profile", "aws-assume-role-external-id", "request-compression-threshold",
 		"http2-keep-alive-interval", "http2-keep-alive-timeout", "http2-streams-per-connection-limit",
 		"http2-idle-connection-timeout", "http2-initial-stream-window-size", "http2-initial-connection-window-size",
 	} {
@@ -52,10 +52,6 @@ var foreign = []struct {
 	{"invocation-yield-threshold", "", "attempts are not made to yield"},
 	{"metadata-client.type", "replicated", "metadata is always kept by the nodes themselves"},
 	{"metadata-client.path", "", "metadata is always kept by the nodes themselves"},
-	{"worker.invoker.aws-*", "", "this version calls no Lambda functions"},
-	{"aws-*", "", "this version calls no Lambda functions"},
-	{"worker.invoker.request-compression-threshold", "*", ""},
-	{"request-compression-threshold", "*", ""},
 	{"tls.*", "", "this version has no TLS of its own"},
 	{"location", "", "this version runs one node"},
 	{"max-workflow-completion-retention", "", "max-idempotency-retention is the cap for workflows, too"},

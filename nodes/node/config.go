@@ -10,6 +10,8 @@ import (
 	"path/filepath"
 	"strconv"
 	"time"
+
+	"github.com/aws/aws-sdk-go-v2/aws"
 )
 
 // Config is everything that can be set about a node. Make one with DefaultConfig, change it, and let Validate judge it.
@@ -279,6 +281,24 @@ type Invoker struct {
 	// AdditionalRequestHeaders go with every request to a service. They may be secrets. Default: none besides
 	// x-restate-cluster-name, which is always sent.
 	AdditionalRequestHeaders map[string]string `key:"additional-request-headers" secret:"true"`
+	// AWSProfile is the profile in the AWS configuration files with which Lambda functions are called and roles assumed.
+	// Default: none, the AWS SDK looks at the environment, the default profile and the machine's own role, in this order.
+	AWSProfile string `key:"aws-profile"`
+	// AWSExternalID is sent with each role that is assumed. Default: AWS_EXTERNAL_ID from the environment, else none. Trust
+	// policies that demand it keep other users of the same account or service from calling the functions.
+	AWSExternalID string `key:"aws-assume-role-external-id"`
+	// RequestCompressionThreshold is the length from which a request to a Lambda function is compressed, if its SDK
+	// understands that. Default: 4 MiB. Too high: journals that would fit compressed are refused at 4.5 MiB.
+	RequestCompressionThreshold Bytes `key:"request-compression-threshold"`
+	// LambdaConcurrency caps the calls of one Lambda function that run at once, all its versions together. Default: 1000.
+	// Below it the limit follows what Lambda throttles. Too low: invocations wait although Lambda would take them.
+	LambdaConcurrency int `key:"lambda-concurrency-limit"`
+	// LambdaAllowLatest allows functions with the qualifier $LATEST. Default: false, because such a function changes with
+	// each deploy under the invocations that began on it. For development.
+	LambdaAllowLatest bool `key:"lambda-allow-latest"`
+	// AWS is the configuration of the AWS SDK; whoever reads configuration files and the environment puts it here. Nil: this
+	// node calls no Lambda functions.
+	AWS *aws.Config
 }
 
 // TLS is reserved: the only accepted mode is off.
@@ -372,6 +392,9 @@ func defaultInvoker() Invoker {
 		StreamWindow:             2 * MiB,
 		ConnectionWindow:         5 * MiB,
 		IdentityExpiration:       time.Minute,
+		LambdaConcurrency:        1000,
+
+		RequestCompressionThreshold: 4 * MiB,
 	}
 }
 

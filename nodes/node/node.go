@@ -24,6 +24,7 @@ import (
 	"perdure/invokers/discovery"
 	"perdure/invokers/h2"
 	"perdure/invokers/identity"
+	"perdure/invokers/lambda"
 	"perdure/invokers/transport"
 	"perdure/nodes/bifrost"
 	"perdure/nodes/ingress"
@@ -300,7 +301,15 @@ func (n *Node) openInvokers(schemas invokers.SchemaSource) (*services, *invokers
 		return nil, nil, fmt.Errorf("make the client of services: %w", err)
 	}
 	n.onStop("client of services", func(context.Context) error { return client.Close() })
-	s := &services{transport: transport.Router{HTTP: client}}
+	router := transport.Router{HTTP: client}
+	if c.AWS != nil {
+		l, err := n.openLambda(c)
+		if err != nil {
+			return nil, nil, err
+		}
+		router.Lambda = l
+	}
+	s := &services{transport: router}
 	if key := c.IdentityKey.Reveal(); key != "" {
 		if s.signer, err = identity.New([]byte(key), c.IdentityExpiration); err != nil {
 			return nil, nil, err
@@ -325,6 +334,19 @@ func (n *Node) openInvokers(schemas invokers.SchemaSource) (*services, *invokers
 		return nil, nil, fmt.Errorf("make the invoker: %w", err)
 	}
 	return s, pool, nil
+}
+
+// openLambda makes what calls Lambda functions. It calls none before it is asked to.
+func (n *Node) openLambda(c *Invoker) (*lambda.Client, error) {
+	lc := lambda.DefaultConfig(*c.AWS)
+	lc.ExternalID, lc.AllowLatest, lc.MaxConcurrency = c.AWSExternalID, c.LambdaAllowLatest, c.LambdaConcurrency
+	lc.CompressAbove = int(c.RequestCompressionThreshold)
+	l, err := lambda.New(lc, n.registerer())
+	if err != nil {
+		return nil, fmt.Errorf("make the client of Lambda functions: %w", err)
+	}
+	n.onStop("client of Lambda functions", func(context.Context) error { return l.Close() })
+	return l, nil
 }
 
 // services is how the node reaches the services.

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"net"
 	"net/url"
+	"regexp"
 	"slices"
 	"strconv"
 	"strings"
@@ -213,6 +214,8 @@ func (w *Worker) validate(k *checks, record Bytes) {
 	w.Invoker.validate(k, record)
 }
 
+var externalID = regexp.MustCompile(`^[\w+=,.@:/-]+$`)
+
 func (i *Invoker) validate(k *checks, record Bytes) {
 	const p = "worker.invoker."
 	k.that(i.InactivityTimeout >= 0, p+"inactivity-timeout", "is %s: must not be negative", i.InactivityTimeout)
@@ -232,4 +235,8 @@ func (i *Invoker) validate(k *checks, record Bytes) {
 	k.size(p+"http2-initial-stream-window-size", i.StreamWindow, 65535, 2*GiB-1)
 	k.size(p+"http2-initial-connection-window-size", i.ConnectionWindow, 65535, 2*GiB-1)
 	k.longer(p+"request-identity-expiration", i.IdentityExpiration, 0)
+	k.size(p+"request-compression-threshold", i.RequestCompressionThreshold, 0, 64*MiB)
+	k.positive(p+"lambda-concurrency-limit", i.LambdaConcurrency)
+	k.that(i.AWSExternalID == "" || len(i.AWSExternalID) >= 2 && len(i.AWSExternalID) <= 1224 && externalID.MatchString(i.AWSExternalID), p+"aws-assume-role-external-id",
+		"is %q: STS takes 2 to 1224 letters, digits and +=,.@:/-_", i.AWSExternalID)
 }
