@@ -18,7 +18,10 @@ import (
 	"perdure/integration/harness"
 )
 
-var workers = flag.Int("model.workers", 64, "programs at once")
+var (
+	workers = flag.Int("model.workers", 64, "programs at once")
+	killed  = flag.Int("model.kills", 12, "how often TestProgramsWithKills kills the server")
+)
 
 func TestMain(m *testing.M) {
 	flag.Parse()
@@ -136,7 +139,7 @@ func TestProgramsWithKills(t *testing.T) {
 	ctx, cancel := context.WithCancel(t.Context())
 	defer cancel()
 	kills := make(chan int, 1)
-	go func() { kills <- b.killAgain(ctx, t, s, max(len(ps)/12, 1)) }()
+	go func() { kills <- b.killAgain(ctx, t, s, max(len(ps) / *killed, 1)) }()
 	start := time.Now()
 	answers, problems := b.driver.Run(t.Context(), ps)
 	cancel()

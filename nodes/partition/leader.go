@@ -39,6 +39,7 @@ type leader struct {
 	acks         []ack // scratch
 
 	mail mailbox
+	over chan struct{} // closed when the leader is
 }
 
 // trim is a durable point that was agreed on and waits for its grace period.
@@ -47,11 +48,12 @@ type trim struct {
 	due  time.Time
 }
 
-// mailbox carries answers of deliveries to the loop. It is unbounded in form, but there is at most one
-// entry for each batch in flight.
+// mailbox carries answers of deliveries and questions of the doctor to the loop. It is unbounded in form, but there is
+// at most one entry for each batch in flight and for each request that waits.
 type mailbox struct {
 	mu   sync.Mutex
 	acks []ack
+	asks []*inspection
 	wake chan struct{} // 1 slot
 }
 
@@ -65,18 +67,29 @@ func (m *mailbox) put(a ack) {
 	m.mu.Lock()
 	m.acks = append(m.acks, a)
 	m.mu.Unlock()
+	m.notify()
+}
+
+func (m *mailbox) ask(i *inspection) {
+	m.mu.Lock()
+	m.asks = append(m.asks, i)
+	m.mu.Unlock()
+	m.notify()
+}
+
+func (m *mailbox) notify() {
 	select {
 	case m.wake <- struct{}{}:
 	default:
 	}
 }
 
-func (m *mailbox) take(into []ack) []ack {
+func (m *mailbox) take(into []ack) (acks []ack, asks []*inspection) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	into = append(into[:0], m.acks...)
-	m.acks = m.acks[:0]
-	return into
+	acks, asks = append(into[:0], m.acks...), m.asks
+	m.acks, m.asks = m.acks[:0], nil
+	return acks, asks
 }
 
 // lead runs the partition as its leader until a higher epoch is announced (nil), the leader can no longer
@@ -92,7 +105,7 @@ func (p *Processor) lead(ctx context.Context, prop *proposer) (err error) {
 
 // newLeader makes what a leader has, from the store, and starts what runs.
 func (p *Processor) newLeader(prop *proposer) (_ *leader, err error) {
-	l := &leader{p: p, prop: prop, cleaning: map[ident.InvocationID]struct{}{}}
+	l := &leader{p: p, prop: prop, cleaning: map[ident.InvocationID]struct{}{}, over: make(chan struct{})}
 	l.mail.wake = make(chan struct{}, 1)
 	l.timers = newTimerQueue(p.cfg.TimersInMemory, p.store.Timers)
 	head, err := p.store.OutboxHead()
@@ -123,6 +136,7 @@ func (p *Processor) newLeader(prop *proposer) (_ *leader, err error) {
 // end undoes newLeader.
 func (l *leader) end(err error) {
 	l.p.leader.Store(nil)
+	close(l.over)
 	l.p.cfg.Listener.stoppedLeading(l.p.cfg.Partition, l.prop.epoch, err)
 	l.prop.close()
 	l.invoker.Close()
@@ -140,9 +154,13 @@ func (l *leader) step(ctx context.Context) (n int, over bool, wake time.Time, er
 		return n, true, wake, nil
 	}
 	now := l.p.cfg.Now()
-	l.acks = l.mail.take(l.acks)
+	var asks []*inspection
+	l.acks, asks = l.mail.take(l.acks)
 	for _, a := range l.acks {
 		l.shuffle.acked(a.dest, a.n, a.err, now)
+	}
+	for _, i := range asks {
+		i.capture(l)
 	}
 	wake, err = l.housekeep(ctx, now)
 	return n, false, wake, err
@@ -399,6 +417,8 @@ type Invoker interface {
 	Abort(id ident.InvocationID)
 	Pause(id ident.InvocationID)
 	RetryNow(id ident.InvocationID)
+	// Status calls fn for each invocation that it has, as of one moment, until fn returns false.
+	Status(fn func(invokers.Status) bool)
 	Close()
 }
 

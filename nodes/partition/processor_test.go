@@ -166,12 +166,13 @@ type scripted struct {
 	mu     sync.Mutex
 	closed bool
 	wg     sync.WaitGroup
-	seqs   map[ident.InvocationID]uint64
+	// incarnations are those that were started.
+	incarnations map[ident.InvocationID]uint64
 }
 
 func newScripted(s script, h invokers.Host) *scripted {
 	ctx, cancel := context.WithCancel(context.Background())
-	return &scripted{script: s, host: h, ctx: ctx, cancel: cancel, seqs: map[ident.InvocationID]uint64{}}
+	return &scripted{script: s, host: h, ctx: ctx, cancel: cancel, incarnations: map[ident.InvocationID]uint64{}}
 }
 
 func (s *scripted) Invoke(id ident.InvocationID, incarnation uint64, fresh *invokers.Journal) {
@@ -180,6 +181,7 @@ func (s *scripted) Invoke(id ident.InvocationID, incarnation uint64, fresh *invo
 	if s.closed {
 		return
 	}
+	s.incarnations[id] = incarnation
 	s.wg.Go(func() {
 		j := fresh
 		if j == nil {
@@ -199,6 +201,18 @@ func (s *scripted) Applied(ident.InvocationID, uint64, uint64)                {}
 func (s *scripted) Abort(ident.InvocationID)                                  {}
 func (s *scripted) Pause(ident.InvocationID)                                  {}
 func (s *scripted) RetryNow(ident.InvocationID)                               {}
+
+// Status has every invocation that was started, without saying how far it is.
+func (s *scripted) Status(fn func(invokers.Status) bool) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for id, incarnation := range s.incarnations {
+		if !fn(invokers.Status{ID: id, Incarnation: incarnation, InFlight: true}) {
+			return
+		}
+	}
+}
+
 func (s *scripted) Close() {
 	s.mu.Lock()
 	s.closed = true

@@ -21,6 +21,7 @@ import (
 	"perdure/control/placement"
 	"perdure/nodes/bifrost"
 	"perdure/nodes/partition"
+	"perdure/nodes/partition/doctor"
 	"perdure/nodes/partition/store"
 	"perdure/nodes/record/recordpb"
 )
@@ -116,6 +117,18 @@ func (w *Worker) Ingest(d cluster.PartitionID, cmds []*recordpb.Command, done fu
 	}
 	return p.Ingest(cmds, done)
 }
+
+// Inspect captures one moment of a partition; see partition.Processor.Inspect.
+func (w *Worker) Inspect(ctx context.Context, id cluster.PartitionID) (v *doctor.View, close func(), err error) {
+	p := w.slots[id].proc.Load()
+	if p == nil {
+		return nil, nil, partition.ErrNotLeader
+	}
+	return p.Inspect(ctx)
+}
+
+// PartitionOf is the partition that owns a key.
+func (w *Worker) PartitionOf(key cluster.PartitionKey) cluster.PartitionID { return w.cfg.Table.Lookup(key) }
 
 // Statuses tells how the partitions are.
 func (w *Worker) Statuses() []Status {

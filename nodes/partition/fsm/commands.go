@@ -120,6 +120,11 @@ func (m *Machine) getOutputCommand(r *row, c *protocolpb.GetInvocationOutputComm
 	})
 }
 
+// AttachTarget is the invocation that a stored attach waits for; false for a target that names none.
+func AttachTarget(c *protocolpb.AttachInvocationCommand) (ident.InvocationID, bool) {
+	return targetOf(c.GetInvocationId(), c.GetIdempotentRequestTarget(), c.GetWorkflowTarget())
+}
+
 // targetOf resolves what an attach or get-output names.
 func targetOf(printable string, i *protocolpb.IdempotentRequestTarget, w *protocolpb.WorkflowTarget) (id ident.InvocationID, ok bool) {
 	switch {
