@@ -140,6 +140,7 @@ func importPath(spec *ast.ImportSpec) string {
 
 // layers from the lowest; each may import itself and those before it.
 var layers = []struct{ dir, reason string }{
+	{"sam", "samples are what users write: they know the published SDK and nothing of the server"},
 	{"control", "control is the shared vocabulary: if it knew its users, everything would depend on everything"},
 	{"invokers", "invokers know nothing of logs, partitions or stores, so that they can be tested against a scripted service alone"},
 	{"nodes", "nodes compose what is below; they are composed by cmd"},
@@ -161,8 +162,8 @@ func (t *Tree) Directions() (out []Violation) {
 		}
 		p.imports(func(_ *File, spec *ast.ImportSpec, target string) {
 			rest, own := strings.CutPrefix(target, Module+"/")
-			if to := layer(rest); own && to > from {
-				out = append(out, Violation{t.where(spec), p.Path + " imports " + rest, layers[from].reason})
+			if to := layer(rest); own && (to > from || to == layer("sam") && !within(p.Path, "sam")) {
+				out = append(out, Violation{t.where(spec), p.Path + " imports " + rest, layers[min(from, to)].reason})
 			}
 		})
 	}

@@ -105,6 +105,8 @@ func TestRulesFindViolations(t *testing.T) {
 	}{
 		{(*Tree).Directions, "control/x", "a.go", "package x\nimport _ \"perdure/nodes/record\"", "package x\nimport _ \"perdure/control/ident\""},
 		{(*Tree).Directions, "nodes/x", "a_test.go", "package x\nimport _ \"perdure/integration/e2e\"", "package x\nimport _ \"perdure/invokers/h2\""},
+		{(*Tree).Directions, "sam/x", "a.go", "package main\nimport _ \"perdure/control/ident\"", "package main\nimport _ \"slices\""},
+		{(*Tree).Directions, "cmd/x", "a.go", "package main\nimport _ \"perdure/sam/x\"", "package main\nimport _ \"perdure/nodes/node\""},
 		{(*Tree).Barriers, "nodes/ingress", "a.go", "package ingress\nimport _ \"perdure/nodes/partition\"", "package ingress\nimport _ \"perdure/nodes/record\""},
 		{(*Tree).Barriers, "nodes/worker", "a.go", "package worker\nimport _ \"perdure/nodes/node\"", "package worker\nimport _ \"perdure/nodes/partition\""},
 		{(*Tree).Barriers, "control/cluster", "a.go", "package cluster\nimport _ \"perdure/control/ident\"", "package cluster\nimport _ \"slices\""},
