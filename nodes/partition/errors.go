@@ -10,6 +10,9 @@ var (
 	ErrNotLeader error = &outcomeError{"this node does not lead the partition", true}
 	// ErrOverloaded: the proposal queue was full for as long as the caller waited. Nothing was written.
 	ErrOverloaded error = &outcomeError{"the partition has too many proposals in flight", true}
+	// ErrOutOfStep: messages came without those before them, which may have gone to another leader. Nothing was
+	// written.
+	ErrOutOfStep error = &outcomeError{"messages of a partition came without those before them", true}
 	// ErrLostLeadership: leadership ended while the request was under way.
 	ErrLostLeadership error = &outcomeError{"the partition's leader changed or stopped while the request was under way", false}
 	// ErrSuperseded: the same request arrived again; the later one is answered.

@@ -112,7 +112,8 @@ func (p *Processor) newLeader(prop *proposer) (_ *leader, err error) {
 	if err != nil {
 		return nil, fmt.Errorf("read the outbox head: %w", err)
 	}
-	l.shuffle = newShuffle(head, p.cfg.OutboxInMemory, p.cfg.Lookup)
+	from := Origin{Partition: p.cfg.Partition, Epoch: prop.epoch}
+	l.shuffle = newShuffle(from, head, p.cfg.OutboxInMemory, p.cfg.OutboxBytes, p.cfg.Lookup)
 	l.shuffle.send, l.shuffle.load = l.deliver, l.loadOutbox
 	l.truncated = head - 1
 	l.invoker = p.cfg.OpenInvoker(p.cfg.Partition, l)
@@ -220,7 +221,7 @@ func (l *leader) perform(actions []fsm.Action) (over bool) {
 		case fsm.ActTimer:
 			l.timers.add(a.Timer)
 		case fsm.ActOutbox:
-			l.shuffle.add(outMessage{index: a.Index, cmd: a.Command}, now)
+			l.shuffle.add(outMessage{index: a.Index, cmd: a.Command, bytes: a.Command.SizeVT()}, now)
 		case fsm.ActPurged:
 			delete(l.cleaning, a.ID)
 		case fsm.ActDurable:
@@ -380,19 +381,19 @@ func (l *leader) deliver(d cluster.PartitionID, b batch) error {
 		c.Dedup = &recordpb.Dedup{Producer: producer, Sequence: m.index}
 	}
 	n := len(cmds)
-	return l.p.cfg.Peers.Ingest(d, cmds, func(err error) { l.mail.put(ack{dest: d, n: n, err: err}) })
+	return l.p.cfg.Peers.Ingest(d, b.from, cmds, func(err error) { l.mail.put(ack{dest: d, n: n, err: err}) })
 }
 
-func (l *leader) loadOutbox(from uint64, limit int) ([]outMessage, error) {
-	ms, err := l.p.store.Outbox(from, limit)
+func (l *leader) loadOutbox(from uint64, limit, bytes int) (out []outMessage, more bool, err error) {
+	ms, more, err := l.p.store.Outbox(from, limit, bytes)
 	if err != nil {
-		return nil, err
+		return nil, false, err
 	}
-	out := make([]outMessage, len(ms))
+	out = make([]outMessage, len(ms))
 	for i, m := range ms {
-		out[i] = outMessage{index: m.Index, cmd: m.Command}
+		out[i] = outMessage{index: m.Index, cmd: m.Command, bytes: m.Bytes}
 	}
-	return out, nil
+	return out, more, nil
 }
 
 // proposeWaiting proposes, waiting for room as long as ctx allows.

@@ -10,6 +10,7 @@ import (
 	"perdure/control/cluster"
 	"perdure/nodes/bifrost"
 	"perdure/nodes/partition/store"
+	"perdure/nodes/record/recordpb"
 )
 
 // A timer may be set to any time that a number can say; one that never comes must not keep the loop busy.
@@ -91,3 +92,46 @@ func (f *fullLog) WaitCapacity(ctx context.Context) error {
 	<-ctx.Done()
 	return context.Cause(ctx)
 }
+
+// A leader must not take a batch of messages when the batch before went to another one: if that failed, its messages
+// would come after later ones of the same outbox, and would be dropped as duplicates.
+func TestIngestInStep(t *testing.T) {
+	p := newProposer(1, acceptingLog{}, 0, func() uint64 { return 1 }, func(error) {})
+	take := func(o Origin) bool {
+		t.Helper()
+		err := p.ingest(o, []*recordpb.Command{{Kind: &recordpb.Command_Signal{Signal: &recordpb.Signal{}}}}, func(error) {})
+		if err != nil && !errors.Is(err, ErrOutOfStep) {
+			t.Fatal(err)
+		}
+		return err == nil
+	}
+	for i, c := range []struct {
+		partition, epoch, conversation, batch uint64
+		taken                                 bool
+	}{
+		{1, 3, 2, 1, false}, // the batch before went elsewhere
+		{1, 3, 3, 0, true},
+		{1, 3, 3, 1, true},
+		{1, 3, 3, 1, false}, // again
+		{1, 3, 3, 3, false}, // one is missing
+		{1, 3, 2, 0, false}, // late
+		{1, 3, 3, 2, true},
+		{2, 1, 1, 0, true},  // another partition's
+		{1, 2, 9, 0, false}, // of a former leader
+		{1, 4, 1, 1, false},
+		{1, 4, 1, 0, true},
+		{1, 3, 3, 3, false},
+		{2, 1, 1, 1, true},
+	} {
+		o := Origin{Partition: cluster.PartitionID(c.partition), Epoch: cluster.Epoch(c.epoch), Conversation: c.conversation, Batch: c.batch}
+		if got := take(o); got != c.taken {
+			t.Errorf("%d: %+v taken: %v", i, o, got)
+		}
+	}
+}
+
+// acceptingLog takes everything and answers nothing.
+type acceptingLog struct{}
+
+func (acceptingLog) Append([]bifrost.Record, func(cluster.LSN, error)) error { return nil }
+func (acceptingLog) Close()                                                  {}

@@ -13,6 +13,7 @@
 package partition
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -50,8 +51,9 @@ type Config struct {
 	BatchRecords, BatchBytes int
 	// TimersInMemory bounds the leader's timer heap; the rest stays in the store. 10,000.
 	TimersInMemory int
-	// OutboxInMemory bounds the undelivered messages in memory; the rest stays in the store. 10,000.
-	OutboxInMemory int
+	// OutboxInMemory and OutboxBytes bound the undelivered messages in memory; the rest stays in the store. 10,000
+	// and 64 MiB.
+	OutboxInMemory, OutboxBytes int
 	// TickInterval is the period of the leader's housekeeping; 500 ms.
 	TickInterval time.Duration
 	// CleanupInterval is how often expired invocations are looked for. The look-up is by index, so a short
@@ -84,6 +86,7 @@ func (c *Config) setDefaults() {
 	num(&c.BatchBytes, 1<<20)
 	num(&c.TimersInMemory, 10_000)
 	num(&c.OutboxInMemory, 10_000)
+	num(&c.OutboxBytes, 64<<20)
 	def(&c.TickInterval, 500*time.Millisecond)
 	def(&c.CleanupInterval, 10*time.Second)
 	def(&c.TrimDelay, 10*time.Minute)
@@ -104,7 +107,25 @@ type Peers interface {
 	// Ingest appends commands that carry a dedup to the log of d's leader, in order, all or none. It does not
 	// block. Unless it returns an error, done is called once, in the order of the calls for d; after one failed,
 	// all that were in flight to the same leader fail.
-	Ingest(d cluster.PartitionID, cmds []*recordpb.Command, done func(error)) error
+	Ingest(d cluster.PartitionID, from Origin, cmds []*recordpb.Command, done func(error)) error
+}
+
+// Origin says where a batch of messages comes from, so that a leader can tell that it lacks the batch before: that one
+// may have gone to its predecessor and may have failed, and to take this one first would lose it.
+type Origin struct {
+	Partition cluster.PartitionID
+	Epoch     cluster.Epoch // of the sender
+	// Conversation counts how often the sender began anew towards this destination, with nothing unanswered.
+	// Batch counts the batches since, from 0.
+	Conversation, Batch uint64
+}
+
+// follows reports whether a batch may be taken when the last one that was taken of its partition is last.
+func (o Origin) follows(last Origin) bool {
+	if o.Epoch == last.Epoch && o.Conversation == last.Conversation {
+		return o.Batch == last.Batch+1
+	}
+	return o.Batch == 0 && cmp.Or(cmp.Compare(o.Epoch, last.Epoch), cmp.Compare(o.Conversation, last.Conversation)) > 0
 }
 
 // Listener hears of what happens to a processor; nil functions are left out. They must not block.
@@ -197,12 +218,12 @@ func (p *Processor) Do(ctx context.Context, req *recordpb.Request) (*recordpb.Re
 }
 
 // Ingest appends another partition's messages if the processor leads; see Peers.
-func (p *Processor) Ingest(cmds []*recordpb.Command, done func(error)) error {
+func (p *Processor) Ingest(from Origin, cmds []*recordpb.Command, done func(error)) error {
 	l := p.leader.Load()
 	if l == nil {
 		return ErrNotLeader
 	}
-	return l.prop.ingest(cmds, done)
+	return l.prop.ingest(from, cmds, done)
 }
 
 // RunLeader applies the log and leads the partition under the claim until another leader is announced

@@ -149,8 +149,8 @@ func (w *world) lookup(k cluster.PartitionKey) cluster.PartitionID {
 }
 
 // Ingest implements Peers.
-func (w *world) Ingest(d cluster.PartitionID, cmds []*recordpb.Command, done func(error)) error {
-	return w.procs[d].Load().Ingest(cmds, done)
+func (w *world) Ingest(d cluster.PartitionID, from Origin, cmds []*recordpb.Command, done func(error)) error {
+	return w.procs[d].Load().Ingest(from, cmds, done)
 }
 
 func (w *world) do(ctx context.Context, key cluster.PartitionKey, r *recordpb.Request) (*recordpb.Reply, error) {

@@ -34,6 +34,7 @@ type proposer struct {
 	seq    uint64
 	lastMs uint64 // creation times never go back, also when the clock does
 	failed error
+	heard  map[cluster.PartitionID]Origin // of the last batch that was taken of each partition
 }
 
 func newProposer(epoch cluster.Epoch, log appender, lastMs uint64, now func() uint64, fail func(error)) *proposer {
@@ -68,7 +69,7 @@ var selfProducer = &recordpb.Dedup_Self{Self: true}
 
 // ingest appends commands that carry another producer's dedup, all or none. done is called once unless
 // an error is returned.
-func (p *proposer) ingest(cs []*recordpb.Command, done func(error)) error {
+func (p *proposer) ingest(from Origin, cs []*recordpb.Command, done func(error)) error {
 	recs := make([]bifrost.Record, len(cs))
 	payloads := make([][]byte, len(cs))
 	for i, c := range cs {
@@ -82,15 +83,26 @@ func (p *proposer) ingest(cs []*recordpb.Command, done func(error)) error {
 	if p.failed != nil {
 		return p.failed
 	}
+	if last, known := p.heard[from.Partition]; from.Batch > 0 && !known || known && !from.follows(last) {
+		return ErrOutOfStep
+	}
 	for i, c := range cs {
 		recs[i] = p.recordLocked(c, payloads[i])
 	}
-	return p.log.Append(recs, func(_ cluster.LSN, err error) {
+	err := p.log.Append(recs, func(_ cluster.LSN, err error) {
 		if err != nil {
 			p.stop(err)
 		}
 		done(err)
 	})
+	if err != nil {
+		return err
+	}
+	if p.heard == nil {
+		p.heard = map[cluster.PartitionID]Origin{}
+	}
+	p.heard[from.Partition] = from
+	return nil
 }
 
 func (p *proposer) recordLocked(c *recordpb.Command, payload []byte) bifrost.Record {

@@ -13,20 +13,27 @@ import (
 // that come back through acked.
 //
 // A receiver drops every message whose index is not above the last one it applied of this outbox, so
-// a message overtaken by a later one is lost for ever. The rule that prevents it: towards one destination
+// a message overtaken by a later one is lost for ever. Two rules prevent it: towards one destination
 // messages are sent in index order, and after a failed batch nothing is sent until every batch in
 // flight has been answered; then sending starts again at the oldest message that was not acknowledged.
+// And a leader takes a batch only if it took the one before: until the news of a failure has come here, the
+// next batch may go to a successor of the leader that failed. See Origin.
 type shuffle struct {
 	dest func(cluster.PartitionKey) cluster.PartitionID
+	// from is where the messages come from; the rest of it is a lane's.
+	from Origin
 	// send appends messages, in order, to the log of the destination's leader. It must not block. Unless it
 	// returns an error, the batch is answered once through acked, in the order of the sends.
 	send func(d cluster.PartitionID, b batch) error
-	// load reads messages from the store, from an index (inclusive) on.
-	load func(from uint64, limit int) ([]outMessage, error)
+	// load reads messages from the store, from an index (inclusive) on: at most limit, and no more once bytes are
+	// reached, but at least one if there is one. more says that there are more.
+	load func(from uint64, limit, bytes int) (ms []outMessage, more bool, err error)
 
-	limit int // messages kept in memory
-	held  int // messages in memory now
-	next  uint64
+	limit      int // messages kept in memory
+	limitBytes int // of them, more or less
+	held       int // messages in memory now
+	heldBytes  int
+	next       uint64
 	// behind says that the store has messages from next on that are not in memory.
 	behind bool
 	lanes  map[cluster.PartitionID]*lane
@@ -40,6 +47,7 @@ type shuffle struct {
 type outMessage struct {
 	index uint64
 	cmd   *recordpb.Command // with the partition key of its destination
+	bytes int               // about what cmd takes
 }
 
 // lane is the way to one destination.
@@ -50,27 +58,31 @@ type lane struct {
 	broken   bool
 	retryAt  time.Time
 	backoff  time.Duration
+
+	conversation, batch uint64 // of the next batch; see Origin
 }
 
 // batch is what is sent at once: messages first to last (inclusive indexes are ascending, not dense).
 type batch struct {
+	from     Origin
 	messages []outMessage
 }
 
 const (
 	shuffleBatch      = 128
+	shuffleBatchBytes = 1 << 20 // one message may be bigger
 	shuffleMinBackoff = 10 * time.Millisecond
 	shuffleMaxBackoff = time.Second
 )
 
 // newShuffle starts at the head of the outbox: the oldest index that was not truncated.
-func newShuffle(head uint64, limit int, dest func(cluster.PartitionKey) cluster.PartitionID) *shuffle {
-	return &shuffle{dest: dest, limit: limit, next: head, base: head, behind: true, lanes: map[cluster.PartitionID]*lane{}}
+func newShuffle(from Origin, head uint64, limit, limitBytes int, dest func(cluster.PartitionKey) cluster.PartitionID) *shuffle {
+	return &shuffle{dest: dest, from: from, limit: limit, limitBytes: limitBytes, next: head, base: head, behind: true, lanes: map[cluster.PartitionID]*lane{}}
 }
 
 // add takes a message that was just written to the outbox and sends what can be sent.
 func (s *shuffle) add(m outMessage, now time.Time) {
-	if s.behind || m.index != s.next || s.held >= s.limit {
+	if s.behind || m.index != s.next || s.full() {
 		s.behind = true
 		return
 	}
@@ -79,9 +91,12 @@ func (s *shuffle) add(m outMessage, now time.Time) {
 	s.pump(d, s.lanes[d], now)
 }
 
+func (s *shuffle) full() bool { return s.held >= s.limit || s.heldBytes >= s.limitBytes }
+
 func (s *shuffle) put(m outMessage) {
 	s.next = m.index + 1
 	s.held++
+	s.heldBytes += m.bytes
 	d := s.dest(clusterKey(m.cmd))
 	l := s.lanes[d]
 	if l == nil {
@@ -94,16 +109,15 @@ func (s *shuffle) put(m outMessage) {
 
 // refill loads messages that did not fit before and retries broken lanes that are due.
 func (s *shuffle) refill(now time.Time) error {
-	for s.behind && s.held < s.limit {
-		n := min(s.limit-s.held, 1024)
-		ms, err := s.load(s.next, n)
+	for s.behind && !s.full() {
+		ms, more, err := s.load(s.next, min(s.limit-s.held, 1024), s.limitBytes-s.heldBytes)
 		if err != nil {
 			return err
 		}
 		for _, m := range ms {
 			s.put(m)
 		}
-		s.behind = len(ms) == n
+		s.behind = more
 	}
 	for _, d := range s.dests {
 		s.pump(d, s.lanes[d], now)
@@ -123,14 +137,29 @@ func (s *shuffle) pump(d cluster.PartitionID, l *lane, now time.Time) {
 		}
 	}
 	for l.sent < len(l.queue) {
-		b := batch{messages: l.queue[l.sent:min(len(l.queue), l.sent+shuffleBatch)]}
+		if l.inFlight == 0 { // nothing is unanswered: whoever leads there now may begin with this one
+			l.conversation, l.batch = l.conversation+1, 0
+		}
+		b := batch{from: s.from, messages: nextBatch(l.queue[l.sent:])}
+		b.from.Conversation, b.from.Batch = l.conversation, l.batch
 		if err := s.send(d, b); err != nil {
 			s.breakLane(l, now)
 			return
 		}
 		l.sent += len(b.messages)
+		l.batch++
 		l.inFlight++
 	}
+}
+
+// nextBatch is the part of a queue that goes into one batch.
+func nextBatch(queue []outMessage) []outMessage {
+	n, bytes := 0, 0
+	for n < min(len(queue), shuffleBatch) && (n == 0 || bytes+queue[n].bytes <= shuffleBatchBytes) {
+		bytes += queue[n].bytes
+		n++
+	}
+	return queue[:n]
 }
 
 func (s *shuffle) breakLane(l *lane, now time.Time) {
@@ -149,6 +178,7 @@ func (s *shuffle) acked(d cluster.PartitionID, n int, err error, now time.Time) 
 	default:
 		for _, m := range l.queue[:n] {
 			s.deliver(m.index)
+			s.heldBytes -= m.bytes
 		}
 		clear(l.queue[:n])
 		l.queue = l.queue[n:]

@@ -17,10 +17,11 @@ type outboxWorld struct {
 	rng     *rand.Rand
 	stored  []outMessage // index 1 on
 	applied map[cluster.PartitionID][]uint64
-	// Batches that were sent and not answered. After a failure all later ones of the lane fail as well,
-	// applied or not: the sender cannot know.
+	// Batches that were sent and not answered. After a failure all later ones to the same leader fail as well,
+	// applied or not: the sender cannot know. A successor of the leader may be there before it does.
 	flight map[cluster.PartitionID][]inFlight
 	down   map[cluster.PartitionID]bool
+	heard  map[cluster.PartitionID]*Origin // by the leader of now; nil: of nobody
 }
 
 type inFlight struct {
@@ -38,9 +39,23 @@ func (w *outboxWorld) apply(d cluster.PartitionID, b batch) {
 }
 
 func (w *outboxWorld) send(d cluster.PartitionID, b batch) error {
+	bytes := 0
+	for _, m := range b.messages {
+		bytes += m.bytes
+	}
+	if bytes > shuffleBatchBytes && len(b.messages) > 1 {
+		w.t.Errorf("a batch has %d bytes in %d messages", bytes, len(b.messages))
+	}
 	if w.rng.IntN(10) == 0 {
 		return errors.New("not the leader")
 	}
+	if w.down[d] && w.rng.IntN(3) == 0 {
+		w.down[d], w.heard[d] = false, nil // a new leader
+	}
+	if last := w.heard[d]; last == nil && b.from.Batch > 0 || last != nil && !b.from.follows(*last) {
+		return ErrOutOfStep
+	}
+	w.heard[d] = &b.from
 	f := inFlight{n: len(b.messages)}
 	switch {
 	case w.down[d]:
@@ -71,17 +86,22 @@ func TestShuffleDeliversExactlyOnce(t *testing.T) {
 
 func runShuffle(t *testing.T, seed uint64) {
 	w := &outboxWorld{t: t, rng: rand.New(rand.NewPCG(seed, 0)), applied: map[cluster.PartitionID][]uint64{},
-		flight: map[cluster.PartitionID][]inFlight{}, down: map[cluster.PartitionID]bool{}}
+		flight: map[cluster.PartitionID][]inFlight{}, down: map[cluster.PartitionID]bool{}, heard: map[cluster.PartitionID]*Origin{}}
 	dests := uint64(1 + w.rng.IntN(4))
 	lookup := func(k cluster.PartitionKey) cluster.PartitionID { return cluster.PartitionID(uint64(k) % dests) }
 	total := uint64(1 + w.rng.IntN(200))
-	s := newShuffle(1, 1+w.rng.IntN(20), lookup)
+	limitBytes := 1 + w.rng.IntN(4*shuffleBatchBytes)
+	s := newShuffle(Origin{Epoch: 1}, 1, 1+w.rng.IntN(20), limitBytes, lookup)
 	s.send = w.send
-	s.load = func(from uint64, limit int) ([]outMessage, error) {
-		if from > uint64(len(w.stored)) {
-			return nil, nil
+	s.load = func(from uint64, limit, bytes int) (ms []outMessage, more bool, err error) {
+		for i := from; i <= uint64(len(w.stored)); i++ {
+			if len(ms) == limit || len(ms) > 0 && bytes <= 0 {
+				return ms, true, nil
+			}
+			ms = append(ms, w.stored[i-1])
+			bytes -= w.stored[i-1].bytes
 		}
-		return w.stored[from-1 : min(len(w.stored), int(from)-1+limit)], nil
+		return ms, false, nil
 	}
 	now := time.Unix(0, 0)
 	for step := 0; s.delivered() < total; step++ {
@@ -91,7 +111,7 @@ func runShuffle(t *testing.T, seed uint64) {
 		now = now.Add(time.Duration(w.rng.IntN(200)) * time.Millisecond)
 		switch {
 		case uint64(len(w.stored)) < total && w.rng.IntN(2) == 0:
-			m := outMessage{index: uint64(len(w.stored)) + 1, cmd: &recordpb.Command{PartitionKey: w.rng.Uint64N(100)}}
+			m := outMessage{index: uint64(len(w.stored)) + 1, cmd: &recordpb.Command{PartitionKey: w.rng.Uint64N(100)}, bytes: w.rng.IntN(shuffleBatchBytes)}
 			w.stored = append(w.stored, m)
 			s.add(m, now)
 		case w.rng.IntN(3) == 0:
@@ -102,21 +122,21 @@ func runShuffle(t *testing.T, seed uint64) {
 			for d := range cluster.PartitionID(dests) {
 				if f := w.flight[d]; len(f) > 0 {
 					w.flight[d] = f[1:]
-					if len(f) == 1 && f[0].err != nil {
-						w.down[d] = false // all were answered: a new leader's appender
-					}
 					s.acked(d, f[0].n, f[0].err, now)
 				}
 			}
 		}
-		if s.held > s.limit {
-			t.Fatalf("seed %d: %d messages held, limit %d", seed, s.held, s.limit)
+		if s.held > s.limit || s.heldBytes >= limitBytes+shuffleBatchBytes {
+			t.Fatalf("seed %d: %d messages of %d bytes held, limits %d and %d", seed, s.held, s.heldBytes, s.limit, limitBytes)
 		}
 	}
 	want := map[cluster.PartitionID][]uint64{}
 	for _, m := range w.stored {
 		d := lookup(clusterKey(m.cmd))
 		want[d] = append(want[d], m.index)
+	}
+	if s.heldBytes != 0 || s.held != 0 {
+		t.Fatalf("seed %d: %d messages of %d bytes held in the end", seed, s.held, s.heldBytes)
 	}
 	for d, idx := range want {
 		got := w.applied[d]

@@ -110,12 +110,12 @@ func (w *Worker) Do(ctx context.Context, key cluster.PartitionKey, req *recordpb
 }
 
 // Ingest appends messages of an outbox to the log of a partition's leader; see partition.Peers.
-func (w *Worker) Ingest(d cluster.PartitionID, cmds []*recordpb.Command, done func(error)) error {
+func (w *Worker) Ingest(d cluster.PartitionID, from partition.Origin, cmds []*recordpb.Command, done func(error)) error {
 	p := w.slots[d].proc.Load()
 	if p == nil {
 		return partition.ErrNotLeader
 	}
-	return p.Ingest(cmds, done)
+	return p.Ingest(from, cmds, done)
 }
 
 // Inspect captures one moment of a partition; see partition.Processor.Inspect.
@@ -128,7 +128,9 @@ func (w *Worker) Inspect(ctx context.Context, id cluster.PartitionID) (v *doctor
 }
 
 // PartitionOf is the partition that owns a key.
-func (w *Worker) PartitionOf(key cluster.PartitionKey) cluster.PartitionID { return w.cfg.Table.Lookup(key) }
+func (w *Worker) PartitionOf(key cluster.PartitionKey) cluster.PartitionID {
+	return w.cfg.Table.Lookup(key)
+}
 
 // Statuses tells how the partitions are.
 func (w *Worker) Statuses() []Status {

@@ -181,7 +181,7 @@ func TestNothingIsServedAfterClose(t *testing.T) {
 	if err := send(t, w); !errors.Is(err, partition.ErrNotLeader) {
 		t.Errorf("request after Close: %v", err)
 	}
-	if err := w.Ingest(0, nil, nil); !errors.Is(err, partition.ErrNotLeader) {
+	if err := w.Ingest(0, partition.Origin{}, nil, nil); !errors.Is(err, partition.ErrNotLeader) {
 		t.Errorf("message after Close: %v", err)
 	}
 }

@@ -239,12 +239,14 @@ func (s *Store) Expired(nowMs uint64, limit int) ([]Expiry, error) {
 type Message struct {
 	Index   uint64
 	Command *recordpb.Command
+	Bytes   int // size of the row
 }
 
-// Outbox reads messages from an index (inclusive) on, at most limit.
-func (s *Store) Outbox(from uint64, limit int) ([]Message, error) {
-	var ms []Message
-	err := s.Scan(keyspace.AppendOutbox(nil, from), []byte{keyspace.TagOutbox + 1}, func(key, value []byte) (bool, error) {
+// Outbox reads messages from an index (inclusive) on: at most limit, and no more once their rows have bytes or more,
+// but at least one if there is one. more says that there may be more.
+func (s *Store) Outbox(from uint64, limit, bytes int) (ms []Message, more bool, err error) {
+	size := 0
+	err = s.Scan(keyspace.AppendOutbox(nil, from), []byte{keyspace.TagOutbox + 1}, func(key, value []byte) (bool, error) {
 		i, err := keyspace.OutboxIndex(key)
 		if err != nil {
 			return false, err
@@ -253,10 +255,12 @@ func (s *Store) Outbox(from uint64, limit int) ([]Message, error) {
 		if err := c.UnmarshalVT(value); err != nil {
 			return false, fmt.Errorf("outbox message %d: %w: %w", i, ErrCorrupt, err)
 		}
-		ms = append(ms, Message{i, c})
-		return len(ms) < limit, nil
+		ms = append(ms, Message{i, c, len(value)})
+		size += len(value)
+		more = len(ms) >= limit || size >= bytes
+		return !more, nil
 	})
-	return ms, err
+	return ms, more, err
 }
 
 // OutboxHead is the oldest index of the outbox that was not truncated; there need not be a message.

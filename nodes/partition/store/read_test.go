@@ -234,12 +234,25 @@ func TestOutboxAndItsHead(t *testing.T) {
 	if h, err := s.OutboxHead(); err != nil || h != 4 {
 		t.Fatalf("head %d, %v", h, err)
 	}
-	ms, err := s.Outbox(5, 3)
-	if err != nil || len(ms) != 3 || ms[0].Index != 5 || ms[2].Command.PartitionKey != 7 {
-		t.Fatalf("%v, %v", ms, err)
+	row := (&recordpb.Command{PartitionKey: 5}).SizeVT()
+	for _, c := range []struct {
+		from         uint64
+		limit, bytes int
+		want         int
+		more         bool
+	}{{5, 3, 1 << 20, 3, true}, {5, 10, 1 << 20, 4, false}, {5, 10, 0, 1, true}, {5, 10, row + 1, 2, true}, {9, 3, 1 << 20, 0, false}} {
+		ms, more, err := s.Outbox(c.from, c.limit, c.bytes)
+		if err != nil || len(ms) != c.want || more != c.more {
+			t.Fatalf("%+v: %v, %v, %v", c, ms, more, err)
+		}
+		for i, m := range ms {
+			if m.Index != c.from+uint64(i) || m.Command.PartitionKey != m.Index || m.Bytes != row {
+				t.Errorf("%+v: %+v", c, m)
+			}
+		}
 	}
 	put(t, s, keyspace.AppendOutbox(nil, 6), []byte{0xff})
-	if _, err := s.Outbox(5, 3); !errors.Is(err, ErrCorrupt) {
+	if _, _, err := s.Outbox(5, 3, 1<<20); !errors.Is(err, ErrCorrupt) {
 		t.Fatal(err)
 	}
 }
