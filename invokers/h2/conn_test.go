@@ -663,6 +663,42 @@ func TestConnectionWindowOfTheRequest(t *testing.T) {
 	})
 }
 
+// A writer that waits for room in the send buffer goes on when the socket takes some, without a word of the peer.
+func TestSendBufferIsBounded(t *testing.T) {
+	bubble(t, nil, func(t *testing.T, r *rig) {
+		p, st := r.opened(http2.Setting{ID: http2.SettingInitialWindowSize, Val: 1 << 24})
+		p.do(p.fr.WriteWindowUpdate(0, 1<<24))
+		resume := p.stop()
+		written := make(chan error, 1)
+		const size = 4 << 20
+		go func() { written <- st.Write(make([]byte, size)) }()
+		synctest.Wait()
+		if len(written) > 0 {
+			t.Fatal("4 MiB were taken while the socket takes nothing")
+		}
+		for conn := range r.client.conns {
+			if conn.mu.Lock(); len(conn.mu.out) > 2*r.client.cfg.SendBuffer {
+				t.Errorf("%d bytes wait for the socket", len(conn.mu.out))
+			}
+			conn.mu.Unlock()
+		}
+		resume()
+		begin := time.Now()
+		if err := <-written; err != nil {
+			t.Fatal(err)
+		}
+		if time.Since(begin) != 0 {
+			t.Error("the writer was woken by a timer")
+		}
+		got := 0
+		for got < size {
+			if d := p.want(http2.FrameData); d.data != "start" {
+				got += len(d.data)
+			}
+		}
+	})
+}
+
 func TestSettingsInMidFlight(t *testing.T) {
 	bubble(t, nil, func(t *testing.T, r *rig) {
 		p, st := r.opened(http2.Setting{ID: http2.SettingHeaderTableSize, Val: 0})

@@ -60,11 +60,9 @@ func (p *pool) acquire(ctx context.Context) (*conn, error) {
 		p.mu.Unlock()
 		return nil, errGone
 	}
-	if len(p.waiters) == 0 {
-		if c := p.freeLocked(); c != nil {
-			p.mu.Unlock()
-			return c, nil
-		}
+	if c := p.freeLocked(); c != nil { // then nobody waits
+		p.mu.Unlock()
+		return c, nil
 	}
 	w := &waiter{ch: make(chan slot, 1)}
 	p.waiters = append(p.waiters, w)
