@@ -104,7 +104,7 @@ an invocation survives crashes of the service, of the server and of machines.
 	root.SetOut(a.out)
 	root.SetErr(a.err)
 	root.AddCommand(a.serverCommand(), a.deploymentsCommand(), a.servicesCommand(), a.invokeCommand(), a.invocationsCommand(),
-		a.healthCommand(), a.versionCommand())
+		a.doctorCommand(), a.healthCommand(), a.versionCommand())
 	return root
 }
 

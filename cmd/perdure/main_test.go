@@ -313,3 +313,25 @@ func TestVersion(t *testing.T) {
 		t.Errorf("exit %d, said %q", code, out)
 	}
 }
+
+func TestDoctor(t *testing.T) {
+	const well = `{"healthy":true,"invocations":{"suspended":3,"invoked":1},"waits_for":{"timer":3,"attempt":1},"problems":[],"problems_total":0,"partitions":2,"took_ms":1}`
+	env, last := fakeServer(t, 200, nil, well)
+	code, out, errs := exec(t, env, "", "doctor")
+	if code != 0 || !strings.Contains(out, "Nothing is stuck") || !strings.Contains(out, "sleep or are delayed") || last().uri != "/perdure/doctor" {
+		t.Errorf("doctor: code %d, asked %s\n%s%s", code, last().uri, out, errs)
+	}
+	env, _ = fakeServer(t, 200, nil, `{"healthy":false,"problems_total":1,"problems":[{"id":"inv_1","target":"S/h","status":"suspended","problem":"it waits for nothing"}]}`)
+	if code, out, _ := exec(t, env, "", "doctor"); code != 1 || !strings.Contains(out, "1 are stuck") || !strings.Contains(out, "inv_1  S/h  suspended\n  it waits for nothing") {
+		t.Errorf("doctor with a problem: code %d\n%s", code, out)
+	}
+	env, last = fakeServer(t, 200, nil, `{"id":"inv_1","target":"S/h","status":"suspended","since":"2026-11-23T05:01:00Z","waits":[{"reason":"timer","text":"its sleep"},{"reason":"signal","text":"a signal"}],
+		"needs":"it goes on with the first of them","chain":[{"id":"inv_2","target":"T/h","status":"invoked","text":"attempt 1 runs"}]}`)
+	code, out, _ = exec(t, env, "", "doctor", "inv_1")
+	if code != 0 || last().uri != "/perdure/doctor/inv_1" || !strings.Contains(out, "it goes on with the first of them:\n  - its sleep\n  - a signal") || !strings.Contains(out, "which is inv_2  T/h, invoked\n  attempt 1 runs") {
+		t.Errorf("doctor of one: code %d, asked %s\n%s", code, last().uri, out)
+	}
+	if code, out, _ := exec(t, env, "", "doctor", "inv_1", "--json"); code != 0 || !json.Valid([]byte(out)) {
+		t.Errorf("doctor --json: code %d\n%s", code, out)
+	}
+}

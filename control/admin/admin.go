@@ -193,9 +193,11 @@ type Deps struct {
 	Discoverer  Discoverer
 	Invocations Invocations
 	Cluster     Cluster
-	Log         *slog.Logger
-	Metrics     prometheus.Registerer
-	Now         func() time.Time
+	// Doctor may be nil: then its paths are not served.
+	Doctor  Doctor
+	Log     *slog.Logger
+	Metrics prometheus.Registerer
+	Now     func() time.Time
 	// Rand fills b with random bytes; it must be safe for concurrent use.
 	Rand func(b []byte)
 }

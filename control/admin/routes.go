@@ -44,6 +44,9 @@ func (a *Admin) routes() []route {
 		{method: http.MethodGet, path: "/services/:service/openapi", handler: (*call).serviceOpenAPI, id: "get_service_openapi", summary: "The OpenAPI document of a service, for its callers."},
 		{method: http.MethodPost, path: "/services/:service/state", handler: (*call).patchState, id: "modify_service_state", summary: "Replace the state of a key.", request: patchStateRequest{}, status: http.StatusAccepted},
 
+		{method: http.MethodGet, path: "/perdure/doctor", handler: (*call).checkup, id: "checkup", summary: "What invocations wait for, and those that nothing makes go on.", response: Checkup{}},
+		{method: http.MethodGet, path: "/perdure/doctor/:invocation_id", handler: (*call).diagnose, id: "diagnose_invocation", summary: "What an invocation waits for, and who will wake it.", response: Diagnosis{}},
+
 		{method: http.MethodDelete, path: "/invocations/:invocation_id", handler: (*call).deleteInvocation, id: "delete_invocation", summary: "Cancel, kill or purge without an answer.", query: []string{"mode"}, status: http.StatusAccepted, deprecated: true},
 	}
 	summaries := map[string]string{

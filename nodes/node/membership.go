@@ -59,7 +59,8 @@ func (n *Node) adminServer(m *membership, schemas *registry.Registry, s *service
 		ac.MaxProtocol = 7
 	}
 	a, err := admin.New(ac, admin.Deps{
-		Registry: schemas, Discoverer: discoverer{d}, Invocations: invocations{w}, Cluster: m, Log: n.log, Metrics: n.registerer(),
+		Registry: schemas, Discoverer: discoverer{d}, Invocations: invocations{w}, Inspector: inspector{w}, Cluster: m, Log: n.log, Metrics: n.registerer(),
+		Doctor: n.startCheckups(schemas, w),
 	})
 	if err != nil {
 		return nil, err

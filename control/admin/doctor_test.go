@@ -1,0 +1,60 @@
+package admin
+
+import (
+	"context"
+	"errors"
+	"net/http"
+	"testing"
+	"time"
+
+	"perdure/control/ident"
+)
+
+// fakeDoctor answers with what is set.
+type fakeDoctor struct {
+	checkup   *Checkup
+	diagnosis *Diagnosis
+	err       error
+	asked     ident.InvocationID
+}
+
+func (d *fakeDoctor) Checkup(context.Context) (*Checkup, error) { return d.checkup, d.err }
+
+func (d *fakeDoctor) Diagnose(_ context.Context, id ident.InvocationID) (*Diagnosis, error) {
+	d.asked = id
+	return d.diagnosis, d.err
+}
+
+// TestDoctor serves what the doctor says, and says so when there is no such invocation, or no doctor.
+func TestDoctor(t *testing.T) {
+	f := setup(t, nil)
+	id := ident.NewInvocationID(7, [16]byte{1})
+	f.expect(f.request(http.MethodGet, "/perdure/doctor", ""), http.StatusNotImplemented, f.request(http.MethodPost, "/query", "").Body.String())
+	since := time.Date(2026, 11, 23, 5, 1, 0, 0, time.UTC)
+	d := &fakeDoctor{
+		checkup: &Checkup{Invocations: map[string]int{"suspended": 2}, WaitsFor: map[string]int{"timer": 1}, Partitions: 1, ProblemsTotal: 1, TookMs: 3,
+			Problems: []Diagnosis{{Target: "S/h", Problem: "no timer"}}},
+		diagnosis: &Diagnosis{ID: id.String(), Target: "S/h", Status: "suspended", Since: &since, Waits: []Wait{{Reason: "timer", Text: "its sleep", Due: &since}}},
+	}
+	f.a.deps.Doctor = d
+	f.expect(f.request(http.MethodGet, "/perdure/doctor", ""), http.StatusOK,
+		`{"healthy":false,"invocations":{"suspended":2},"waits_for":{"timer":1},"problems":[{"target":"S/h","problem":"no timer"}],"problems_total":1,"partitions":1,"took_ms":3}`)
+	f.expect(f.request(http.MethodGet, "/perdure/doctor/"+id.String(), ""), http.StatusOK,
+		`{"id":"`+id.String()+`","target":"S/h","status":"suspended","since":"2026-11-23T05:01:00Z","waits":[{"reason":"timer","text":"its sleep","due":"2026-11-23T05:01:00Z"}]}`)
+	if d.asked != id {
+		t.Errorf("asked for %s, want %s", d.asked, id)
+	}
+	d.diagnosis = nil
+	if w := f.request(http.MethodGet, "/perdure/doctor/"+id.String(), ""); w.Code != http.StatusNotFound {
+		t.Errorf("an unknown invocation: %d %s, want 404", w.Code, w.Body)
+	}
+	if w := f.request(http.MethodGet, "/perdure/doctor/nonsense", ""); w.Code != http.StatusBadRequest {
+		t.Errorf("no id: %d %s, want 400", w.Code, w.Body)
+	}
+	d.err = errors.New("not here")
+	for _, path := range []string{"/perdure/doctor", "/perdure/doctor/" + id.String()} {
+		if w := f.request(http.MethodGet, path, ""); w.Code != http.StatusServiceUnavailable {
+			t.Errorf("%s when the partition cannot be asked: %d %s, want 503", path, w.Code, w.Body)
+		}
+	}
+}
