@@ -76,6 +76,7 @@ type Appender struct {
 	base     cluster.LSN    // of the driver's segment
 	pumping  bool           // one goroutine at a time hands batches to the driver
 	full     bool           // the sequencer takes no more until a commit
+	again    loglet.Timer   // ends full when the commit is that of a former appender; nil when not pending
 	recovers bool           // the recovery goroutine runs
 	closed   bool
 	capacity chan struct{} // closed when bytes went down; nil when nobody waits
@@ -175,6 +176,9 @@ func (a *Appender) Close() {
 		items = append(items, a.queue...)
 		a.inFlight, a.failed, a.queue = nil, nil, nil
 		a.freeLocked(a.bytes)
+		if a.again != nil {
+			a.again.Stop()
+		}
 	}
 	a.mu.Unlock()
 	a.stop(ErrClosed)
@@ -275,12 +279,24 @@ func (a *Appender) refusedLocked(b *appendBatch, driver *loglet.Driver, err erro
 	a.inFlight = a.inFlight[:len(a.inFlight)-1] // only the pumping goroutine adds to it
 	a.queue = append(b.items, a.queue...)
 	if errors.Is(err, loglet.ErrFull) {
-		a.full = len(a.inFlight) > 0
+		a.full = true
+		if len(a.inFlight) == 0 { // full of what a former appender left under way: its commits are not told here
+			a.again = a.log.b.cfg.Clock.AfterFunc(fullPause, a.tryAgain)
+		}
 		return
 	}
 	if a.driver == driver {
 		a.driver = nil
 	}
+}
+
+// fullPause is how long an appender waits for the commits of another one.
+const fullPause = 5 * time.Millisecond
+
+func (a *Appender) tryAgain() {
+	a.mu.Lock()
+	a.full, a.again = false, nil
+	a.unlockAndPump()
 }
 
 // Committed implements loglet.Committer.

@@ -296,6 +296,72 @@ func TestCloseAnswersEveryAppend(t *testing.T) {
 	}
 }
 
+// TestSequencerFullOfAFormerAppender: a leader that was started again finds the sequencer full of what its predecessor
+// left on the way to a slow disk. It waits for that, and not by asking all the time.
+func TestSequencerFullOfAFormerAppender(t *testing.T) {
+	gate := &gate{}
+	clock := &countingClock{}
+	self := cluster.GenNodeID{ID: 1, Generation: 1}
+	n := startNode(t, transport.NewNode(self, nil), NewMemoryChains(), vfs.Default, t.TempDir(), func(c *Config) {
+		gate.net, c.Net, c.Clock, c.Sequencer.MaxInFlight = c.Net, gate, clock, 2
+	})
+	defer n.stop(t)
+	former := n.Appender(1, AppenderOptions{})
+	if err := former.Append(make([]Record, 2), func(cluster.LSN, error) {}); err != nil {
+		t.Fatal(err)
+	}
+	<-gate.called()
+	former.Close()
+	a := n.Appender(1, AppenderOptions{})
+	done := make(chan error, 1)
+	if err := a.Append(make([]Record, 2), func(_ cluster.LSN, err error) { done <- err }); err != nil {
+		t.Fatal(err)
+	}
+	before := clock.asked.Load()
+	<-time.After(200 * time.Millisecond)
+	if n := clock.asked.Load() - before; n > 200 {
+		t.Errorf("the sequencer was asked about %d times in 200 ms", n)
+	}
+	gate.open()
+	select {
+	case err := <-done:
+		if err != nil {
+			t.Errorf("append behind those of the former appender: %v", err)
+		}
+	case <-time.After(20 * time.Second):
+		t.Error("the append was not answered within 20 s")
+	}
+}
+
+// countingClock counts how often a sequencer steps.
+type countingClock struct {
+	loglet.SystemClock
+	asked atomic.Int64
+}
+
+func (c *countingClock) Now() time.Time {
+	c.asked.Add(1)
+	return c.SystemClock.Now()
+}
+
+// called yields once a call is held.
+func (g *gate) called() <-chan struct{} {
+	c := make(chan struct{})
+	go func() {
+		defer close(c)
+		for {
+			g.mu.Lock()
+			n := len(g.held)
+			g.mu.Unlock()
+			if n > 0 {
+				return
+			}
+			<-time.After(time.Millisecond)
+		}
+	}()
+	return c
+}
+
 func TestCloseOfBifrostEndsHandles(t *testing.T) {
 	n := single(t, t.TempDir())
 	a := n.Appender(1, AppenderOptions{})
