@@ -41,6 +41,7 @@ type bench struct {
 	server    *harness.Server
 	endpoints []*Endpoint
 	driver    *Driver
+	other     bool // not Perdure
 }
 
 func open(t *testing.T, config map[string]string) *bench {
@@ -50,7 +51,7 @@ func open(t *testing.T, config map[string]string) *bench {
 		definition = "perdure"
 	}
 	w := NewWitness()
-	b := &bench{server: harness.Start(t, definition, config)}
+	b := &bench{server: harness.Start(t, definition, config), other: definition != "perdure"}
 	for _, v := range Variants {
 		ep, err := StartEndpoint(v, w)
 		if err != nil {
@@ -119,14 +120,57 @@ func report(t *testing.T, seed uint64, want, got *Outcome, exactly bool) {
 	}
 }
 
+// checkup asks the server's doctor: nothing may be stuck, and at the end, when idle is set, nothing may be left that has
+// not ended. Other servers than Perdure have none.
+func (b *bench) checkup(t *testing.T, idle bool) {
+	t.Helper()
+	for deadline := time.Now().Add(20 * time.Second); ; pause(t.Context(), 100*time.Millisecond) {
+		var r struct {
+			Healthy     bool
+			Invocations map[string]int
+			Problems    json.RawMessage
+		}
+		resp, err := b.driver.Client.Get(b.server.Admin() + "/perdure/doctor")
+		if err != nil {
+			t.Errorf("ask the doctor: %v", err)
+			return
+		}
+		err = json.NewDecoder(resp.Body).Decode(&r)
+		resp.Body.Close()
+		if resp.StatusCode == http.StatusNotFound && b.other {
+			return
+		}
+		if err != nil || resp.StatusCode != http.StatusOK {
+			t.Errorf("ask the doctor: %s, %v", resp.Status, err)
+			return
+		}
+		if !r.Healthy {
+			t.Errorf("the doctor finds problems: %.2000s", r.Problems)
+			return
+		}
+		delete(r.Invocations, "completed")
+		if !idle || len(r.Invocations) == 0 {
+			return
+		}
+		if time.Now().After(deadline) {
+			t.Errorf("invocations that no program has are left: %v", r.Invocations)
+			return
+		}
+	}
+}
+
 // TestPrograms runs programs against a server that nothing happens to.
 func TestPrograms(t *testing.T) {
 	s := theSeed(t)
 	ps, want := generate(t, s, *programs)
 	b := open(t, nil)
 	start := time.Now()
+	stop := b.watch(t)
 	answers, problems := b.driver.Run(t.Context(), ps)
 	got := b.driver.Settle(t.Context(), want, answers, problems)
+	checkups := stop()
+	b.checkup(t, true)
+	t.Logf("the doctor saw nothing wrong in %d checkups meanwhile", checkups)
 	t.Logf("%d programs, %d invocations, %d steps, %d objects in %.1fs", len(ps), len(got.Ends), len(got.Runs), len(got.Objects), time.Since(start).Seconds())
 	report(t, s, want, got, true)
 }
@@ -145,10 +189,29 @@ func TestProgramsWithKills(t *testing.T) {
 	cancel()
 	n := <-kills
 	got := b.driver.Settle(t.Context(), want, answers, problems)
+	b.checkup(t, true)
 	t.Logf("%d programs, %d invocations, %d kills in %.1fs", len(ps), len(got.Ends), n, time.Since(start).Seconds())
 	report(t, s, want, got, false)
 	if n < 3 && *only < 0 {
 		t.Errorf("only %d kills: nothing is proven", n)
+	}
+}
+
+// watch asks the doctor again and again until stop is called, which says how often.
+func (b *bench) watch(t *testing.T) (stop func() int) {
+	ctx, cancel := context.WithCancel(t.Context())
+	done := make(chan int, 1)
+	go func() {
+		n := 0
+		for ; ctx.Err() == nil; n++ {
+			b.checkup(t, false)
+			pause(ctx, time.Second)
+		}
+		done <- n
+	}()
+	return func() int {
+		cancel()
+		return <-done
 	}
 }
 

@@ -8,7 +8,7 @@ import (
 
 var (
 	seed     = flag.Uint64("model.seed", 0, "seed of the programs (0: a new one)")
-	programs = flag.Int("model.n", 2000, "how many programs TestPrograms runs; TestProgramsWithKills runs a third")
+	programs = flag.Int("model.n", defaultPrograms, "how many programs TestPrograms runs; TestProgramsWithKills runs a third")
 	only     = flag.Int("model.only", -1, "run this program only")
 )
 
