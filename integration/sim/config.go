@@ -112,7 +112,7 @@ func draw(e *engine, o Options) config {
 	c.appendMean = [...]time.Duration{200 * time.Millisecond, time.Second, 5 * time.Second}[rng.IntN(3)]
 	if o.Core {
 		c.nemesisMean *= 2
-		c.appendMean = [...]time.Duration{200 * time.Millisecond, 500 * time.Millisecond, 2 * time.Second}[rng.IntN(3)]
+		c.appendMean = [...]time.Duration{500 * time.Millisecond, 2 * time.Second, 8 * time.Second}[rng.IntN(3)]
 	}
 	c.syncLow, c.syncHigh = 100*time.Microsecond, [...]time.Duration{500 * time.Microsecond, 5 * time.Millisecond, 20 * time.Millisecond}[rng.IntN(3)]
 	c.drop = [...]float64{0.002, 0.02, 0.1}[rng.IntN(3)]

@@ -6,12 +6,19 @@ import (
 	"flag"
 	"fmt"
 	"os"
+	"runtime/pprof"
 	"time"
 
 	"perdure/integration/sim"
 )
 
 func main() {
+	if !run() {
+		os.Exit(1)
+	}
+}
+
+func run() (ok bool) {
 	var (
 		world   = flag.String("world", "all", "what to simulate: log, core, pebble or all")
 		seed    = flag.Uint64("seed", 0, "run this seed only, and shrink it when it fails")
@@ -24,14 +31,25 @@ func main() {
 		only    = flag.String("mutant", "", "look for this mutant only, or run -seed with it")
 		track   = flag.Bool("track", false, "run the seeds of the track record")
 	)
+	profile := flag.String("cpuprofile", "", "write a profile of the processor time to this file")
 	flag.Parse()
+	if *profile != "" {
+		f, err := os.Create(*profile)
+		if err == nil {
+			err = pprof.StartCPUProfile(f)
+		}
+		if err != nil {
+			fmt.Fprintln(os.Stderr, err)
+			os.Exit(2)
+		}
+		defer pprof.StopCPUProfile()
+	}
 	if *only != "" {
 		if err := sim.Mutate(*only); err != nil {
 			fmt.Fprintln(os.Stderr, err)
 			os.Exit(2)
 		}
 	}
-	ok := false
 	switch {
 	case *seed != 0:
 		ok = sim.Replay(os.Stdout, sim.WorldOf(*world, *seed, *length))
@@ -42,7 +60,5 @@ func main() {
 	default:
 		ok = sim.Campaign(os.Stdout, *world, *base, *budget, *hours, *length, *workers)
 	}
-	if !ok {
-		os.Exit(1)
-	}
+	return ok
 }

@@ -1,0 +1,3 @@
+package sim
+
+func newPebbleDisk(w *world) storage { return newDisk() }

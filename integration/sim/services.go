@@ -1,0 +1,496 @@
+package sim
+
+import (
+	"bytes"
+	"context"
+	"encoding/binary"
+	"fmt"
+	"strconv"
+	"time"
+
+	"github.com/zeebo/xxh3"
+
+	"perdure/control/ident"
+	"perdure/control/schema"
+	"perdure/invokers"
+	"perdure/invokers/invocationpb"
+	"perdure/invokers/protocol"
+	"perdure/invokers/protocol/protocolpb"
+	"perdure/nodes/partition/store/storepb"
+)
+
+// services are the scripted handlers, and what is known of all that they ever did.
+//
+// There are two. Counter is an object: its handler reads a number, perhaps sleeps, and writes the number plus
+// one. Proxy is a plain service whose argument is a program: run something that gives another value each time,
+// sleep, call a counter, send to a counter, now or later.
+type services struct {
+	w *world
+	// entries is the content of every journal position that an attempt has seen, commands by the place of the
+	// command among the commands, notifications by completion id.
+	entries map[place]uint64
+	// adds are the counters' answers, by key: each number must be given once.
+	adds map[string]map[uint64]ident.InvocationID
+	// expected is how often each counter has to be added to, for what clients were promised.
+	expected map[string]int
+	planned  map[ident.InvocationID]bool
+}
+
+type place struct {
+	id         ident.InvocationID
+	life       uint64 // an id may live again
+	completion bool
+	number     uint32
+}
+
+func newServices(w *world) *services {
+	return &services{w: w, entries: map[place]uint64{}, adds: map[string]map[uint64]ident.InvocationID{}, expected: map[string]int{}, planned: map[ident.InvocationID]bool{}}
+}
+
+// saw checks that a journal position has the content that it had before.
+func (s *services) saw(p place, typ uint16, raw []byte) {
+	h := xxh3.Hash(raw) ^ uint64(typ)<<48
+	if old, ok := s.entries[p]; !ok {
+		s.entries[p] = h
+	} else if old != h {
+		violated("journal", "invocation %s: entry %d (completion %v) has changed", p.id, p.number, p.completion)
+	}
+}
+
+var (
+	counterTarget = func(key string) *invocationpb.Target {
+		return &invocationpb.Target{Service: "Counter", Handler: "add", Key: key, ServiceType: uint32(schema.VirtualObject), HandlerType: uint32(schema.Exclusive)}
+	}
+	proxyTarget = &invocationpb.Target{Service: "Proxy", Handler: "run", ServiceType: uint32(schema.Service), HandlerType: uint32(schema.Shared)}
+)
+
+// newID makes the id of an invocation.
+func (s *services) newID(t *invocationpb.Target, from stream) ident.InvocationID {
+	var r ident.Random
+	binary.BigEndian.PutUint64(r.ULID[:], s.w.rng[from].Uint64())
+	binary.BigEndian.PutUint64(r.ULID[8:], s.w.rng[from].Uint64())
+	r.Bucket = s.w.rng[from].Uint64()
+	return ident.Invocation(ident.Target{Service: t.Service, Handler: t.Handler, Key: t.Key, Keyed: t.Key != ""}, r)
+}
+
+// A program is a list of steps of two bytes: what, and which counter or how long.
+const (
+	stepRun   = 'r'
+	stepSleep = 's'
+	stepCall  = 'c'
+	stepSend  = 'n'
+	stepLater = 'l'
+)
+
+func (s *services) program() []byte {
+	var b []byte
+	for range 1 + s.w.rng[workload].IntN(4) {
+		b = append(b, "rscnl"[s.w.rng[workload].IntN(5)], byte('0'+s.w.rng[workload].IntN(4)))
+	}
+	return b
+}
+
+// plan notes what an invocation that will end has to do, once.
+func (s *services) plan(id ident.InvocationID, t *invocationpb.Target, argument []byte) {
+	if s.planned[id] {
+		return
+	}
+	s.planned[id] = true
+	if t.Key != "" {
+		s.expected[t.Key]++
+		return
+	}
+	for i := 0; i+1 < len(argument); i += 2 {
+		switch argument[i] {
+		case stepCall, stepSend, stepLater:
+			s.expected["k"+string(argument[i+1])]++
+		}
+	}
+}
+
+// invoker is a leader's invoker: attempts of the scripted services.
+type invoker struct {
+	pr       *processor
+	host     invokers.Host
+	attempts map[ident.InvocationID]*attempt
+	closed   bool
+}
+
+func newInvoker(pr *processor, h invokers.Host) *invoker {
+	return &invoker{pr: pr, host: h, attempts: map[ident.InvocationID]*attempt{}}
+}
+
+// attempt is one incarnation of an invocation as its leader runs it; it may fail and be repeated.
+type attempt struct {
+	v           *invoker
+	id          ident.InvocationID
+	incarnation uint64
+	try         int // increased by each failure: what an older try still does is dropped
+	over        bool
+	running     bool // a try is under way
+
+	sequence, applied uint64 // of proposals
+
+	// What the try knows.
+	target      *invocationpb.Target
+	input       []byte
+	life        uint64
+	commands    []invokers.Entry
+	completions map[uint32][]byte
+	streams     bool // waits for completions before it suspends
+	awaiting    uint32
+}
+
+// mayAct is the fence: nothing leaves a leader before its own announcement was applied, or after a later one.
+func (v *invoker) mayAct(what string) {
+	pr := v.pr
+	if pr.dead || v.closed {
+		violated("fence", "%s by a leader of partition %d that has ended", what, pr.p.id)
+	}
+	if pr.fence == 0 || pr.proc.AppliedLSN() < pr.fence {
+		violated("fence", "%s by epoch %d of partition %d before its announcement was applied", what, pr.epoch, pr.p.id)
+	}
+}
+
+// Invoke implements partition.Invoker.
+func (v *invoker) Invoke(id ident.InvocationID, incarnation uint64, fresh *invokers.Journal) {
+	v.mayAct("invoke")
+	if old := v.attempts[id]; old != nil {
+		old.over = true
+	}
+	a := &attempt{v: v, id: id, incarnation: incarnation}
+	v.attempts[id] = a
+	a.begin(fresh)
+}
+
+// begin starts a try.
+func (a *attempt) begin(fresh *invokers.Journal) {
+	w := a.v.pr.n.w
+	try := a.try
+	a.running = true
+	a.v.pr.n.after(w.between(workload, 500*time.Microsecond, 10*time.Millisecond), func() {
+		if a.over || a.v.closed || a.try != try {
+			return
+		}
+		a.streams = w.rng[workload].IntN(2) == 0
+		j := fresh
+		if j == nil {
+			var err error
+			if j, err = a.v.host.ReadJournal(a.id, nil); err != nil {
+				a.over = true // it does not run any more; the log says so in a moment
+				return
+			}
+		}
+		a.load(j)
+		a.proceed()
+	})
+}
+
+// load takes a journal and checks it against what was seen before.
+func (a *attempt) load(j *invokers.Journal) {
+	s := a.v.pr.c.services
+	a.target, a.commands, a.completions, a.life = j.Target, nil, map[uint32][]byte{}, j.CreatedAtMs
+	for i, e := range j.Entries {
+		switch {
+		case i == 0:
+			var m protocolpb.InputCommand
+			if err := m.UnmarshalVT(e.Raw); err != nil {
+				violated("journal", "invocation %s: input: %v", a.id, err)
+			}
+			a.input = m.Value.GetContent()
+		case protocol.IsNotification(e.Type):
+			a.notified(e.Type, e.Raw)
+		default:
+			s.saw(place{a.id, a.life, false, uint32(len(a.commands))}, e.Type, e.Raw)
+			a.commands = append(a.commands, e)
+		}
+	}
+}
+
+func (a *attempt) notified(typ uint16, raw []byte) {
+	n := protocol.IdentifyNotification(raw)
+	if n.Kind != protocol.ByCompletion {
+		return
+	}
+	if old, ok := a.completions[n.Number]; ok && !bytes.Equal(old, raw) {
+		violated("journal", "invocation %s: completion %d has two results", a.id, n.Number)
+	} else if ok {
+		violated("journal", "invocation %s: completion %d is in the journal twice", a.id, n.Number)
+	}
+	a.v.pr.c.services.saw(place{a.id, a.life, true, n.Number}, typ, raw)
+	a.completions[n.Number] = raw
+}
+
+// Notify implements partition.Invoker.
+func (v *invoker) Notify(id ident.InvocationID, incarnation uint64, _ uint32, typ uint16, raw []byte) {
+	v.mayAct("notify")
+	a := v.attempts[id]
+	if a == nil || a.over || a.incarnation != incarnation || !a.running || a.completions == nil {
+		return
+	}
+	if n := protocol.IdentifyNotification(raw); n.Kind == protocol.ByCompletion {
+		if _, ok := a.completions[n.Number]; ok {
+			return // it was in the journal that the try began with
+		}
+	}
+	a.notified(typ, raw)
+	if a.awaiting != 0 {
+		try := a.try
+		v.pr.n.after(v.pr.n.w.between(workload, 100*time.Microsecond, 2*time.Millisecond), func() {
+			if !a.over && !v.closed && a.try == try {
+				a.proceed()
+			}
+		})
+	}
+}
+
+// Applied implements partition.Invoker.
+func (v *invoker) Applied(id ident.InvocationID, incarnation, sequence uint64) {
+	if a := v.attempts[id]; a != nil && a.incarnation == incarnation {
+		a.applied = max(a.applied, sequence)
+		a.retry()
+	}
+}
+
+// retry begins the next try once everything of the failed one is applied, so that its journal is whole.
+func (a *attempt) retry() {
+	if a.over || a.running || a.applied < a.sequence {
+		return
+	}
+	a.begin(nil)
+}
+
+// Abort implements partition.Invoker.
+func (v *invoker) Abort(id ident.InvocationID) {
+	v.mayAct("abort")
+	if a := v.attempts[id]; a != nil {
+		a.over = true
+		delete(v.attempts, id)
+	}
+}
+
+// Pause implements partition.Invoker; nobody pauses here.
+func (v *invoker) Pause(ident.InvocationID) {}
+
+// RetryNow implements partition.Invoker.
+func (v *invoker) RetryNow(ident.InvocationID) {}
+
+// Status implements partition.Invoker.
+func (v *invoker) Status(func(invokers.Status) bool) {}
+
+// Close implements partition.Invoker.
+func (v *invoker) Close() { v.closed = true }
+
+func (a *attempt) propose(effects ...*invocationpb.Effect) bool {
+	a.sequence++
+	if a.v.host.Propose(context.Background(), a.id, a.incarnation, a.sequence, effects) != nil {
+		a.over = true // the leader is over, or has no room: the next leader goes on
+		return false
+	}
+	return true
+}
+
+// fail ends the try, as an endpoint does that dies, or that answers with an error.
+func (a *attempt) fail() {
+	w := a.v.pr.n.w
+	a.try++
+	a.running, a.awaiting = false, 0
+	if w.chance(workload, 0.5) {
+		a.propose(&invocationpb.Effect{Kind: &invocationpb.Effect_AttemptFailed_{AttemptFailed: &invocationpb.Effect_AttemptFailed{Code: 500, Message: "scripted failure"}}})
+	}
+	try := a.try
+	a.v.pr.n.after(w.between(workload, 10*time.Millisecond, 300*time.Millisecond), func() {
+		if !a.over && !a.v.closed && a.try == try {
+			a.retry()
+		}
+	})
+}
+
+type encodes interface{ MarshalVT() ([]byte, error) }
+
+func encoded(m encodes) []byte {
+	raw, err := m.MarshalVT()
+	if err != nil {
+		panic(err) // a message of our own making can be encoded
+	}
+	return raw
+}
+
+// script is one walk through a handler: what the journal has is skipped, what it lacks is proposed.
+type script struct {
+	a       *attempt
+	at      int // commands passed
+	effects []*invocationpb.Effect
+}
+
+// command passes a command; it is new when the journal does not have it yet.
+func (s *script) command(typ uint16, m encodes, callee *invocationpb.Effect_Callee) (fresh bool) {
+	a := s.a
+	s.at++
+	if s.at <= len(a.commands) {
+		if e := a.commands[s.at-1]; e.Type != typ {
+			violated("journal", "invocation %s: command %d is a %s, the handler does a %s", a.id, s.at, protocol.Name(e.Type), protocol.Name(typ))
+		}
+		return false
+	}
+	raw := encoded(m)
+	a.commands = append(a.commands, invokers.Entry{Type: typ, Raw: raw})
+	s.effects = append(s.effects, &invocationpb.Effect{Kind: &invocationpb.Effect_Command_{Command: &invocationpb.Effect_Command{Type: uint32(typ), Raw: raw, Callee: callee}}})
+	return true
+}
+
+// result is what completes a command; ok is false while it is not there.
+func (s *script) result(completion uint32) (m *protocolpb.Notification, ok bool) {
+	raw, ok := s.a.completions[completion]
+	if !ok {
+		return nil, false
+	}
+	m = &protocolpb.Notification{}
+	if err := m.UnmarshalVT(raw); err != nil {
+		violated("journal", "invocation %s: completion %d: %v", s.a.id, completion, err)
+	}
+	return m, true
+}
+
+// proceed runs the handler from its beginning as far as it gets.
+func (a *attempt) proceed() {
+	w := a.v.pr.n.w
+	if !w.quiet && w.cfg.has(Faulty) && w.chance(workload, 0.05) {
+		a.fail()
+		return
+	}
+	a.awaiting = 0
+	s := &script{a: a}
+	var missing uint32
+	var output string
+	if a.target.Key != "" {
+		output, missing = s.counter()
+	} else {
+		output, missing = s.proxy()
+	}
+	if missing == 0 {
+		s.command(protocol.TypeOutput, &protocolpb.OutputCommand{Result: &protocolpb.OutputCommand_Value{Value: &protocolpb.Value{Content: []byte(output)}}}, nil)
+		s.effects = append(s.effects, &invocationpb.Effect{Kind: &invocationpb.Effect_End_{End: &invocationpb.Effect_End{}}})
+		a.running = false
+		a.propose(s.effects...)
+		a.try++
+		return
+	}
+	a.awaiting = missing
+	if a.streams {
+		if len(s.effects) > 0 && !a.propose(s.effects...) {
+			return
+		}
+		try := a.try
+		a.v.pr.n.after(w.between(workload, 5*time.Millisecond, 500*time.Millisecond), func() {
+			if !a.over && !a.v.closed && a.try == try && a.awaiting == missing {
+				a.suspend(nil)
+			}
+		})
+		return
+	}
+	a.suspend(s.effects)
+}
+
+func (a *attempt) suspend(effects []*invocationpb.Effect) {
+	a.running = false
+	a.try++
+	a.propose(append(effects, &invocationpb.Effect{Kind: &invocationpb.Effect_Suspended_{Suspended: &invocationpb.Effect_Suspended{
+		Awaiting: &invocationpb.Future{Completions: []uint32{a.awaiting}},
+	}}})...)
+}
+
+// counter adds one to the object's number; a sleep between reading and writing gives others a chance to
+// come in between, if they can.
+func (s *script) counter() (output string, missing uint32) {
+	a := s.a
+	s.command(protocol.TypeGetLazyState, &protocolpb.GetLazyStateCommand{Key: []byte("n"), ResultCompletionId: 1}, nil)
+	m, ok := s.result(1)
+	if !ok {
+		return "", 1
+	}
+	n := uint64(0)
+	if v := m.GetValue(); v != nil {
+		n = binary.BigEndian.Uint64(v.Content)
+	}
+	if a.id[23]%4 == 0 {
+		s.sleep(2, 20*time.Millisecond)
+		if _, ok := s.result(2); !ok {
+			return "", 2
+		}
+	}
+	n++
+	s.command(protocol.TypeSetState, &protocolpb.SetStateCommand{Key: []byte("n"), Value: &protocolpb.Value{Content: binary.BigEndian.AppendUint64(nil, n)}}, nil)
+	given := a.v.pr.c.services.adds[a.target.Key]
+	if given == nil {
+		given = map[uint64]ident.InvocationID{}
+		a.v.pr.c.services.adds[a.target.Key] = given
+	}
+	return strconv.FormatUint(n, 10), 0
+}
+
+func (s *script) sleep(completion uint32, d time.Duration) {
+	s.command(protocol.TypeSleep, &protocolpb.SleepCommand{WakeUpTime: uint64(s.a.v.pr.n.wall().Add(d).UnixMilli()), ResultCompletionId: completion}, nil)
+}
+
+// proxy runs the program of the argument.
+func (s *script) proxy() (output string, missing uint32) {
+	a, services := s.a, s.a.v.pr.c.services
+	rng := a.v.pr.n.w.rng[workload]
+	var out bytes.Buffer
+	for i := 0; i+1 < len(a.input); i += 2 {
+		c := uint32(10 + i*2)
+		arg := a.input[i+1]
+		switch a.input[i] {
+		case stepRun:
+			if s.command(protocol.TypeRun, &protocolpb.RunCommand{ResultCompletionId: c}, nil) || a.completions[c] == nil {
+				// The body runs, and gives something else each time.
+				value := binary.BigEndian.AppendUint64(nil, rng.Uint64())
+				s.effects = append(s.effects, &invocationpb.Effect{Kind: &invocationpb.Effect_Run{Run: &invocationpb.Effect_RunCompletion{
+					CompletionId: c, Result: &invocationpb.Result{Kind: &invocationpb.Result_Success{Success: value}},
+				}}})
+			}
+		case stepSleep:
+			s.sleep(c, time.Duration(arg-'0'+1)*150*time.Millisecond)
+		case stepCall:
+			t := counterTarget("k" + string(arg))
+			s.call(protocol.TypeCall, &protocolpb.CallCommand{ServiceName: t.Service, HandlerName: t.Handler, Key: t.Key, InvocationIdNotificationIdx: c + 1, ResultCompletionId: c}, t, services)
+		case stepSend, stepLater:
+			t := counterTarget("k" + string(arg))
+			m := &protocolpb.OneWayCallCommand{ServiceName: t.Service, HandlerName: t.Handler, Key: t.Key, InvocationIdNotificationIdx: c + 1}
+			if a.input[i] == stepLater {
+				m.InvokeTime = uint64(a.v.pr.n.wall().Add(700 * time.Millisecond).UnixMilli())
+			}
+			s.call(protocol.TypeOneWayCall, m, t, services)
+			continue
+		}
+		m, ok := s.result(c)
+		if !ok {
+			return "", c
+		}
+		if f := m.GetFailure(); f != nil {
+			violated("exactly once", "invocation %s: step %d failed: %s", a.id, i/2, f.Message)
+		}
+		fmt.Fprintf(&out, "%c%x,", a.input[i], m.GetValue().GetContent())
+	}
+	return out.String(), 0
+}
+
+func (s *script) call(typ uint16, m encodes, t *invocationpb.Target, services *services) {
+	id := services.newID(t, workload)
+	s.command(typ, m, &invocationpb.Effect_Callee{InvocationId: id[:], Target: t})
+}
+
+// running says which invocation of the partition has not ended, in the rows of its leader.
+func (p *partitionWorld) running() (found string) {
+	err := p.leader.store.Invocations(func(id ident.InvocationID, inv *storepb.Invocation) error {
+		if inv.Status != storepb.Invocation_COMPLETED && found == "" {
+			found = "invocation " + id.String() + " of partition " + strconv.Itoa(int(p.id)) + " is " + inv.Status.String()
+		}
+		return nil
+	})
+	if err != nil {
+		violated("apply", "scan: %v", err)
+	}
+	return found
+}
