@@ -168,11 +168,11 @@ var operations = []operation{
 }
 
 func (a *app) invocationsCommand() *cobra.Command {
-	var below []*cobra.Command
+	below := []*cobra.Command{a.listInvocationsCommand(), a.getInvocationCommand()}
 	for _, op := range operations {
 		below = append(below, a.operationCommand(op))
 	}
-	c := group("invocations", "Cancel, kill, purge, pause or resume invocations", below...)
+	c := group("invocations", "List and show invocations; cancel, kill, purge, pause or resume them", below...)
 	c.Aliases = []string{"invocation", "inv"}
 	return c
 }

@@ -79,7 +79,7 @@ type Invocations interface {
 	Describe(ctx context.Context, id ident.InvocationID) (Description, Outcome, error)
 	// PatchState replaces the state of an object or workflow. It is carried out later, and dropped when the version does not fit.
 	PatchState(ctx context.Context, p StatePatch) error
-	// Pinned counts the invocations that have not completed and are pinned to a deployment.
+	// Pinned is 0 when no invocation that has not completed is pinned to a deployment, or about to be.
 	Pinned(ctx context.Context, dp ident.DeploymentID) (int, error)
 }
 
@@ -192,7 +192,9 @@ type Deps struct {
 	Registry    Registry
 	Discoverer  Discoverer
 	Invocations Invocations
-	Cluster     Cluster
+	// Inspector shows invocations to operators.
+	Inspector Inspector
+	Cluster   Cluster
 	// Doctor may be nil: then its paths are not served.
 	Doctor  Doctor
 	Log     *slog.Logger

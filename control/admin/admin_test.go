@@ -136,6 +136,7 @@ type fixture struct {
 	reg *registry.Registry
 	dis *discoverer
 	inv *invocations
+	ins *inspector
 }
 
 const counter = `{"name":"Counter","ty":"VIRTUAL_OBJECT","handlers":[{"name":"add"},{"name":"get","ty":"SHARED"}]}`
@@ -147,9 +148,9 @@ func setup(t testing.TB, change func(*Config)) *fixture {
 		change(&cfg)
 	}
 	f := &fixture{t: t, reg: registry.New(metadata.NewMemory(), schema.DefaultDefaults(), nil),
-		dis: &discoverer{services: counter, max: 6, mode: "BIDI_STREAM"}, inv: &invocations{outcome: Done}}
+		dis: &discoverer{services: counter, max: 6, mode: "BIDI_STREAM"}, inv: &invocations{outcome: Done}, ins: &inspector{}}
 	n := byte(0)
-	a, err := New(cfg, Deps{Registry: f.reg, Discoverer: f.dis, Invocations: f.inv, Cluster: cluster{}, Metrics: prometheus.NewRegistry(),
+	a, err := New(cfg, Deps{Registry: f.reg, Discoverer: f.dis, Invocations: f.inv, Inspector: f.ins, Cluster: cluster{}, Metrics: prometheus.NewRegistry(),
 		Now: func() time.Time { return clock }, Rand: func(b []byte) { n++; clear(b); b[len(b)-1] = n }})
 	if err != nil {
 		t.Fatal(err)

@@ -49,6 +49,14 @@ func (a *Admin) routes() []route {
 
 		{method: http.MethodDelete, path: "/invocations/:invocation_id", handler: (*call).deleteInvocation, id: "delete_invocation", summary: "Cancel, kill or purge without an answer.", query: []string{"mode"}, status: http.StatusAccepted, deprecated: true},
 	}
+	list = append(list,
+		route{method: http.MethodGet, path: "/perdure/invocations", handler: (*call).listInvocations, id: "list_invocations", summary: "Invocations, the newest first.",
+			query: []string{"status", "service", "handler", "key", "deployment", "limit"}, response: struct {
+				Invocations []InvocationInfo `json:"invocations"`
+			}{}},
+		route{method: http.MethodGet, path: "/perdure/invocations/:invocation_id", handler: (*call).getInvocation, id: "get_invocation", summary: "An invocation with its last failure, journal and events.",
+			response: InvocationInfo{}},
+	)
 	summaries := map[string]string{
 		"cancel": "Ask an invocation to end itself.", "kill": "End an invocation at once, without its cooperation.", "purge": "Forget a completed invocation.",
 		"purge-journal": "Forget the journal of a completed invocation.", "pause": "Stop an invocation until it is resumed.", "resume": "Let a paused or suspended invocation run.",

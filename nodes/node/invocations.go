@@ -10,6 +10,7 @@ import (
 	"perdure/control/cluster"
 	"perdure/control/ident"
 	"perdure/control/schema"
+	"perdure/invokers"
 	"perdure/invokers/discovery"
 	"perdure/nodes/partition/store"
 	"perdure/nodes/partition/store/storepb"
@@ -124,11 +125,11 @@ func (i invocations) Describe(ctx context.Context, id ident.InvocationID) (admin
 		return admin.Description{}, 0, errNotHere
 	}
 	row, err := st.Invocation(id)
-	if errors.Is(err, store.ErrNotFound) {
-		return admin.Description{}, admin.NotFound, nil
-	}
-	if err != nil {
+	switch {
+	case err != nil:
 		return admin.Description{}, 0, err
+	case row == nil:
+		return admin.Description{}, admin.NotFound, nil
 	}
 	d := admin.Description{Service: row.Target.GetService(), Protocol: row.ProtocolVersion}
 	copy(d.Deployment[:], row.DeploymentId)
@@ -137,8 +138,18 @@ func (i invocations) Describe(ctx context.Context, id ident.InvocationID) (admin
 
 var errNotHere = errors.New("the partition of the invocation is not open on this node now; try again")
 
-// Pinned implements admin.Invocations.
+// Pinned implements admin.Invocations. An invocation whose last attempt went there counts too: it is
+// pinned with its first progress, which may be on its way through the log.
 func (i invocations) Pinned(ctx context.Context, dp ident.DeploymentID) (n int, err error) {
+	i.worker.Attempts(func(s invokers.Status) bool {
+		if s.LastDeployment == dp {
+			n++
+		}
+		return n == 0
+	})
+	if n > 0 {
+		return n, nil
+	}
 	err = i.worker.Stores(func(_ cluster.PartitionID, st *store.Store) error {
 		return st.Invocations(func(_ ident.InvocationID, row *storepb.Invocation) error {
 			if row.Status != storepb.Invocation_COMPLETED && string(row.DeploymentId) == string(dp[:]) {
