@@ -11,6 +11,7 @@ var differences = map[string]map[string]string{
 		"bare-end":           "an End as the very first message ends the whole server process; it must be a protocol violation of that attempt",
 		"end-without-output": "an End after commands but without an Output leaves the invocation in flight for ever; it must be a protocol violation",
 		"setstate-no-value":  "a SetState without value stops the partition for good; it must be a protocol violation of that attempt",
+		"drained-delete":     "a drained deployment can only be removed by force; it needs none, because nothing needs the deployment",
 		"custom-message":     "a message type of the range for custom messages ends the attempt's task with a panic; it must be a protocol violation",
 	},
 }
