@@ -71,6 +71,11 @@ func run(m *testing.M) int {
 			return 1
 		}
 		defer os.RemoveAll(dir)
+		if err := startEmulator(); err != nil {
+			log.Print(err)
+			return 1
+		}
+		defer emulator.Close()
 		config, err := inMode(sharedConfig)
 		if err != nil {
 			log.Print(err)
@@ -133,6 +138,7 @@ type variant struct {
 	prefix  string
 	options services.Options
 	node    string // mode of the TypeScript endpoint, "" for Go
+	lambda  bool   // a Lambda function instead of a URL
 
 	once sync.Once
 	err  error
@@ -149,6 +155,7 @@ var variants = []*variant{
 	{name: "go-lazy", prefix: "Lazy", options: services.Options{LazyState: true}},
 	{name: "go-suspend", prefix: "Susp", options: services.Options{Suspend: true}},
 	{name: "go-suspend-lazy", prefix: "Susl", options: services.Options{Suspend: true, LazyState: true}},
+	{name: "go-lambda", prefix: "Lam", lambda: true},
 	{name: "ts-bidi", prefix: "Ts", node: "bidi"},
 	{name: "ts-rr", prefix: "Tsrr", node: "rr"},
 }
@@ -172,6 +179,9 @@ func (v *variant) on(t testing.TB) *endpoint {
 }
 
 func (v *variant) start() error {
+	if v.lambda {
+		return v.startLambda()
+	}
 	if v.node != "" {
 		e, err := services.StartTypeScript(context.Background(), v.prefix, v.node == "rr")
 		if err != nil {
@@ -208,6 +218,9 @@ func eachVariant(t *testing.T, f func(t *testing.T, e *endpoint)) {
 			t.Parallel()
 			if v.node != "" {
 				needNode(t)
+			}
+			if v.lambda {
+				needLambda(t)
 			}
 			f(t, v.on(t))
 		})

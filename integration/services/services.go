@@ -51,7 +51,7 @@ var Names = []string{"Greeter", "Failing", "Counter", "Runner", "Sleeper", "Call
 // set is one variant being put together.
 type set struct {
 	o   Options
-	mem *Memory
+	mem memory
 }
 
 func (s *set) name(n string) string { return s.o.Prefix + n }
@@ -79,20 +79,25 @@ func Handler(o Options) (http.Handler, error) {
 	if o.Memory == nil {
 		o.Memory = NewMemory()
 	}
+	h, err := endpoint(o, o.Memory).Handler()
+	if err != nil {
+		return nil, fmt.Errorf("bind services: %w", err)
+	}
+	return h, nil
+}
+
+// endpoint binds the services of one variant.
+func endpoint(o Options, mem memory) *server.Restate {
 	if o.Log == nil {
 		o.Log = slog.DiscardHandler
 	}
-	s := &set{o: o, mem: o.Memory}
+	s := &set{o: o, mem: mem}
 	r := server.NewRestate().WithLogger(o.Log, false).Bidirectional(!o.RequestResponse)
 	for _, d := range []restate.ServiceDefinition{s.greeter(), s.failing(), s.counter(), s.runner(), s.sleeper(), s.caller(), s.awaiter(),
 		s.signaler(), s.blocker(), s.fifo(), s.flow(), s.private(), s.half(), s.brief(), s.briefFlow(), s.probe()} {
 		r.Bind(d)
 	}
-	h, err := r.Handler()
-	if err != nil {
-		return nil, fmt.Errorf("bind services: %w", err)
-	}
-	return h, nil
+	return r
 }
 
 // Server is a running endpoint.
