@@ -94,8 +94,8 @@ func sendAll(addrs []string, conns, n int, gen func(i int) load.Op) (time.Durati
 
 func num(m map[string]any, k string) int { f, _ := m[k].(float64); return int(f) }
 
-// suspended parks K invocations in a durable sleep that ends for all of them
-// at one moment, and measures what parked ones cost and how fast all wake.
+// suspended parks K invocations in a durable sleep that ends for all of them at one moment, and measures what parked ones
+// cost, how long a server that was killed takes to start with them, and how fast all wake.
 func suspended() acase {
 	return acase{"suspended", "K invocations asleep, all due at the same moment", 1, func(b *bench, d *harness.Def) (Metrics, error) {
 		r, err := b.fresh(d, 1)
@@ -133,7 +133,10 @@ func suspended() acase {
 		u1 := r.c.Usage()
 		out["RSS with K suspended"], out["anonymous RSS with K suspended"] = mib(u1.RSS), mib(u1.Anon)
 		out["RSS per suspended"] = kib(u1.RSS-u0.RSS) / float64(b.Suspended)
-		c0, t0 := u1.CPU, time.Now()
+		if err := r.restartSuspended(out, u0, b.Suspended, due); err != nil {
+			return nil, err
+		}
+		c0, t0 := r.c.Usage().CPU, time.Now()
 		time.Sleep(time.Until(due) - 200*time.Millisecond)
 		if el := time.Since(t0); el > time.Second {
 			out["CPU with K suspended"] = 100 * (r.c.Usage().CPU - c0).Seconds() / el.Seconds()
@@ -166,6 +169,30 @@ func suspended() acase {
 		}
 		return out, nil
 	}}
+}
+
+// restartSuspended kills a server that has n invocations asleep, starts it again and measures how long that takes and what
+// they cost then.
+func (r *run) restartSuspended(out Metrics, idle proc.Usage, n int, due time.Time) error {
+	for _, n := range r.c.Nodes {
+		n.Kill()
+	}
+	t0 := time.Now()
+	if err := r.c.Start(r.b.StartTimeout); err != nil {
+		return err
+	}
+	out["restart with K suspended"] = ms(time.Since(t0))
+	if err := r.c.WaitGreet(r.c.Nodes[0], time.Minute); err != nil {
+		return err
+	}
+	out["first answer with K suspended"] = ms(time.Since(t0))
+	if time.Until(due) < 3*time.Second {
+		return fmt.Errorf("suspended: restarted %s before they are due; give more time with -k-lead", time.Until(due))
+	}
+	time.Sleep(min(2*time.Second, time.Until(due)/2))
+	u := r.c.Usage()
+	out["RSS after restart"], out["RSS per suspended after restart"] = mib(u.RSS), kib(u.RSS-idle.RSS)/float64(n)
+	return nil
 }
 
 // recovery kills the whole server while a backlog is pending, starts it again
