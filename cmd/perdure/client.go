@@ -104,8 +104,14 @@ type apiError struct {
 
 func (e *apiError) Error() string {
 	s := e.Message
-	if e.Code != "" && !strings.Contains(s, e.Code) {
-		s = "[" + e.Code + "] " + s
+	if e.Code != "" {
+		tag := "[" + e.Code + "] "
+		for strings.HasPrefix(s, tag) { // some answers say it twice
+			s = s[len(tag):]
+		}
+		if !strings.Contains(s, e.Code) {
+			s = tag + s
+		}
 	}
 	switch e.Status {
 	case http.StatusUnauthorized, http.StatusForbidden:

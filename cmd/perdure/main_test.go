@@ -262,6 +262,7 @@ func TestErrorsAreInPlainWords(t *testing.T) {
 		{404, `{"message":"The requested invocation 'inv_1' does not exist","restate_code":null}`, "kill inv_1: The requested invocation 'inv_1' does not exist (HTTP 404)"},
 		{500, `{"message":"cannot reach it","restate_code":"META0003"}`, "[META0003] cannot reach it (HTTP 500)"},
 		{500, `{"message":"[META0003] cannot reach it","restate_code":"META0003"}`, ": [META0003] cannot reach it (HTTP 500)"},
+		{500, `{"message":"[META0003] [META0003] cannot reach it","restate_code":"META0003"}`, ": [META0003] cannot reach it (HTTP 500)"},
 		{400, "Invalid URL: bad id", "Invalid URL: bad id (HTTP 400)"},
 		{401, "", "pass --token or set PERDURE_TOKEN"},
 		{503, "", "try again in a moment"},

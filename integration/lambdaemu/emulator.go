@@ -186,6 +186,7 @@ func (e apiError) Error() string { return e.code + ": " + e.message }
 func writeError(w http.ResponseWriter, e apiError) {
 	w.Header().Set("Content-Type", "application/json")
 	w.Header().Set("X-Amzn-Errortype", e.code)
+	w.Header().Set("X-Amzn-Requestid", newRequestID())
 	if e.retryAfter > 0 {
 		w.Header().Set("Retry-After", fmt.Sprint(int((e.retryAfter+time.Second-1)/time.Second)))
 	}

@@ -230,6 +230,10 @@ func callFailed(ep transport.Endpoint, err error) *Error {
 	if transport.KindOf(err) == transport.HTTP1Only {
 		return failed(CodeHTTP1Only, "%s seems to speak HTTP/1.1 only; register it with use_http_11 (CLI: --use-http1.1): %w", ep, err)
 	}
+	var failure *transport.Error
+	if errors.As(err, &failure) && failure.Endpoint == ep.String() { // then the error names it
+		return failed(CodeUnreachable, "cannot call %w", err)
+	}
 	return failed(CodeUnreachable, "cannot call %s: %w", ep, err)
 }
 

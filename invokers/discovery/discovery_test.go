@@ -178,6 +178,7 @@ func TestErrors(t *testing.T) {
 		{"reset", httpAddress, answer{headErr: terr(transport.Reset)}, CodeUnreachable, "reset", 5},
 		{"body cut off", httpAddress, answer{status: 200, header: field("content-type", v4), bodyErr: terr(transport.Reset)}, CodeUnreachable, "reset", 5},
 		{"HTTP/1.1 only", httpAddress, answer{headErr: terr(transport.HTTP1Only)}, CodeHTTP1Only, "use_http_11", 1},
+		{"says once who", httpAddress, answer{openErr: &transport.Error{Kind: transport.Connect, Endpoint: "http://h:9080/p", Err: errors.New("x")}}, CodeUnreachable, "cannot call http://h:9080/p: connect failed: x", 5},
 		{"access denied", lambdaAddress, answer{openErr: terr(transport.AccessDenied)}, CodeUnreachable, "access denied", 1},
 		{"404", httpAddress, answer{status: 404, body: "nope"}, CodeUnreachable, "404 Not Found; check that the URL has the path", 1},
 		{"401", httpAddress, answer{status: 401}, CodeUnreachable, "401", 1},

@@ -119,6 +119,7 @@ func apiFailure(out *transport.Error, fn ARN, role, code string) *transport.Erro
 		out.Err = fmt.Errorf("%s needs lambda:InvokeFunction on %s: %w", who, fn, out.Err)
 	case code == "ResourceNotFoundException" || status == 404:
 		out.Kind = transport.NotFound
+		out.Err = fmt.Errorf("publish this version, or correct account, region, name or version in the ARN: %w", out.Err)
 	case code == "RequestTooLargeException" || code == "SerializedRequestEntityTooLargeException" || status == 413:
 		out.Kind = transport.TooLarge
 	case notStarted[code]:

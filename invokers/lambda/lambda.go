@@ -88,7 +88,7 @@ var (
 	errCanceled      = errors.New("exchange was canceled")
 	errNoCredentials = errors.New("none are configured: give the server a role or keys that may call Lambda")
 	errClosedWrite   = errors.New("write after CloseWrite")
-	errLatest        = errors.New("$LATEST is not allowed: it changes with every deploy, under the invocations that run on it; publish a version, or set the option that allows $LATEST")
+	errLatest        = errors.New("$LATEST is not allowed: it changes with every deploy, under the invocations that run on it; publish a version, or allow it with worker.invoker.lambda-allow-latest")
 )
 
 // Client opens exchanges with Lambda functions. It is safe for concurrent use.

@@ -111,7 +111,7 @@ func decodeAnswer(payload []byte) (resp transport.Response, body []byte, zipped 
 	}
 	var a answer
 	if err := json.Unmarshal(payload, &a); err != nil {
-		return resp, nil, false, fmt.Errorf("decode the function's payload: %w", err)
+		return resp, nil, false, fmt.Errorf("function returned no answer of an SDK endpoint, does it run one? %w", err)
 	}
 	if a.StatusCode < 200 || a.StatusCode > 999 {
 		return resp, nil, false, fmt.Errorf("function returned status %d: does it run an SDK endpoint?", a.StatusCode)
