@@ -3,7 +3,7 @@ package h2
 import "time"
 
 // calm is a token bucket for frames that cost work and bring nothing: PING, SETTINGS, PRIORITY, unknown types,
-// empty DATA, WINDOW_UPDATE. Neither HTTP/2 nor the library limits them. An honest peer sends a few per
+// empty DATA, WINDOW_UPDATE of more than was sent. Neither HTTP/2 nor the library limits them. An honest peer sends a few per
 // second at most, or some per exchange; a hostile one can keep a core busy with them. The clock is
 // read only when such a frame arrives. The connection's reader owns it.
 type calm struct {

@@ -75,6 +75,8 @@ type conn struct {
 		nextID     uint32
 		sendWindow int64
 		peerWindow int64 // INITIAL_WINDOW_SIZE of the peer
+		sent       int64 // bytes of DATA that were queued in all
+		returned   int64 // of them, twice: window that the peer gave back
 		maxFrame   int   // what we may send in one frame
 		henc       *hpack.Encoder
 		blocked    []*stream // writers that wait for window or room

@@ -304,11 +304,15 @@ func (r *reader) endOfBody(s *stream) {
 }
 
 func (r *reader) windowUpdate(f *http2.WindowUpdateFrame) error {
-	if err := r.idleFrame(); err != nil {
-		return err
-	}
 	c := r.c
 	c.mu.Lock()
+	if !c.returnedLocked(f.Increment) {
+		c.mu.Unlock()
+		if err := r.idleFrame(); err != nil {
+			return err
+		}
+		c.mu.Lock()
+	}
 	defer c.unlockAndFlush()
 	if f.StreamID == 0 {
 		if c.mu.sendWindow += int64(f.Increment); c.mu.sendWindow > maxWindow {
@@ -326,6 +330,16 @@ func (r *reader) windowUpdate(f *http2.WindowUpdateFrame) error {
 	}
 	s.signalWritable()
 	return nil
+}
+
+// returnedLocked reports whether an update of a window gives back what was sent: once for the stream and once for the
+// connection. A peer that reads in small pieces sends very many of them, and they are paid for with what it read.
+func (c *conn) returnedLocked(n uint32) bool {
+	if c.mu.returned+int64(n) > 2*c.mu.sent {
+		return false
+	}
+	c.mu.returned += int64(n)
+	return true
 }
 
 func (r *reader) settings(f *http2.SettingsFrame) error {

@@ -118,6 +118,7 @@ func (s *stream) queueLocked(b []byte) []byte {
 		c.mu.out = append(c.mu.out, b[:n]...)
 		s.sendWindow -= int64(n)
 		c.mu.sendWindow -= int64(n)
+		c.mu.sent += int64(n)
 		b = b[n:]
 	}
 	return b
