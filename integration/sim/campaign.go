@@ -13,8 +13,12 @@ import (
 	"perdure/control/mutant"
 )
 
-// worlds are the kinds of runs, by name.
-var worlds = []string{"log", "core", "pebble"}
+// worlds are the kinds of runs, with their shares of the real time and of the simulated hours of a campaign
+// over all of them.
+var worlds = []struct {
+	name        string
+	time, hours float64
+}{{"log", 0.3, 0.9}, {"core", 0.55, 0.08}, {"pebble", 0.15, 0.02}}
 
 // WorldOf are the options of a seed in a world. length 0 takes the usual one.
 func WorldOf(world string, seed uint64, length time.Duration) Options {
@@ -56,7 +60,7 @@ func Campaign(out io.Writer, world string, base uint64, budget time.Duration, ho
 	if world == "all" {
 		ok := true
 		for _, w := range worlds {
-			ok = Campaign(out, w, base, budget, hours, length, workers) && ok
+			ok = Campaign(out, w.name, base, time.Duration(w.time*float64(budget)), w.hours*hours, length, workers) && ok
 		}
 		return ok
 	}

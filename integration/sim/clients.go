@@ -186,6 +186,7 @@ func (c *core) final() {
 		if err != nil {
 			violated("idempotency", "invocation %s: output: %v", r.id, err)
 		}
+		c.services.whole(r, r.part.leader)
 		if r.wait && !bytes.Equal(out.Result.GetSuccess(), r.output) {
 			violated("idempotency", "invocation %s was answered with %q and has %q", r.id, r.output, out.Result.GetSuccess())
 		}

@@ -46,6 +46,8 @@ var faultNames = []string{"delay", "loss", "duplication", "reordering", "isolati
 	"metadata-cut", "metadata-down", "crash", "power-one", "power-all", "power-but-one", "pause", "torn",
 	"slow-disk", "disk-error", "bit-rot", "lost-tail", "disk-wiped", "disk-swapped", "clock-skew", "move", "trim", "faulty-services"}
 
+func (f Fault) with(o Fault) bool { return f&o != 0 }
+
 func (f Fault) String() string {
 	var names []string
 	for i, n := range faultNames {
@@ -71,8 +73,8 @@ type Options struct {
 	Length time.Duration
 	// Without switches kinds of faults off that the seed has drawn.
 	Without Fault
-	// Verbose prints the trace as it is made.
-	Verbose bool
+	// broken breaks a promise, for tests of the simulator.
+	broken func(*world)
 }
 
 // config is what a seed has drawn.
@@ -109,10 +111,10 @@ func draw(e *engine, o Options) config {
 		c.faults = 0
 	}
 	c.nemesisMean = [...]time.Duration{2 * time.Second, 5 * time.Second, 20 * time.Second}[rng.IntN(3)]
-	c.appendMean = [...]time.Duration{200 * time.Millisecond, time.Second, 5 * time.Second}[rng.IntN(3)]
+	c.appendMean = [...]time.Duration{500 * time.Millisecond, 2 * time.Second, 8 * time.Second}[rng.IntN(3)]
 	if o.Core {
 		c.nemesisMean *= 2
-		c.appendMean = [...]time.Duration{500 * time.Millisecond, 2 * time.Second, 8 * time.Second}[rng.IntN(3)]
+		c.appendMean = [...]time.Duration{time.Second, 4 * time.Second, 15 * time.Second}[rng.IntN(3)]
 	}
 	c.syncLow, c.syncHigh = 100*time.Microsecond, [...]time.Duration{500 * time.Microsecond, 5 * time.Millisecond, 20 * time.Millisecond}[rng.IntN(3)]
 	c.drop = [...]float64{0.002, 0.02, 0.1}[rng.IntN(3)]

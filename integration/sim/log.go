@@ -300,7 +300,7 @@ func (h *logHandle) follow(seg chain.Segment) {
 			} else {
 				h.learn(seg.Loglet, res.Tail)
 			}
-			again(w.between(workload, 500*time.Millisecond, 2*time.Second))
+			again(w.between(workload, time.Second, 3*time.Second))
 		})
 	}
 	if seg.Sequencer.ID == h.n.id {
@@ -326,7 +326,7 @@ func (h *logHandle) follow(seg chain.Segment) {
 		default:
 			w.oracle.told(seg.Loglet, r.Tail)
 			h.learn(seg.Loglet, r.Tail)
-			again(w.between(workload, 100*time.Millisecond, 400*time.Millisecond))
+			again(w.between(workload, 300*time.Millisecond, 2*time.Second))
 		}
 	})
 	h.n.after(time.Second, func() {

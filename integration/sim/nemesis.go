@@ -4,6 +4,7 @@ import (
 	"time"
 
 	"perdure/control/cluster"
+	"perdure/control/datadir"
 )
 
 // strike does something bad now, and again later.
@@ -138,15 +139,15 @@ func (w *world) restart(n *node, d time.Duration) {
 	down := n.life
 	w.after(d, func() {
 		if !n.up && n.life == down {
-			n.start()
+			n.start() // refused while the disk is another's: swapBack starts it then
 		}
 	})
 }
 
 // damage hurts the disk of the only node that may lose what it had.
 func (w *world) damage(do func(*node) bool) {
-	if w.cfg.victim == 0 {
-		return
+	if w.cfg.victim == 0 || len(w.swapped) > 0 {
+		return // the damage is to the victim's own disk
 	}
 	if v := w.nodes[w.cfg.victim-1]; !v.lost && do(v) {
 		w.victimLost = true
@@ -158,25 +159,49 @@ func (w *world) damage(do func(*node) bool) {
 // no log server any more.
 func (w *world) wipe(d time.Duration) {
 	w.damage(func(v *node) bool {
+		if len(w.swapped) > 0 {
+			return false
+		}
 		v.stop()
 		v.store.close()
-		v.store = w.newStorage()
-		v.lost = true
+		v.store, v.disk = w.newStorage(), datadir.Store{}
 		w.restart(v, d)
 		return true
 	})
 }
 
-// swapDisks gives two machines each other's disks. Both notice by their markers and refuse to run until the
-// disks are back.
+// swapDisks gives two machines each other's disks. Both refuse to run until they have their own back.
 func (w *world) swapDisks(n *node, d time.Duration) {
 	other := w.nodes[w.rng[nemesis].IntN(len(w.nodes))]
-	if other == n {
+	if other == n || n.disk.Node != n.id || other.disk.Node != other.id || !n.disk.Exists || !other.disk.Exists {
 		return
 	}
-	for _, m := range []*node{n, other} {
-		m.stop()
-		w.restart(m, d)
+	n.stop()
+	other.stop()
+	swap := func() {
+		n.store, other.store = other.store, n.store
+		n.disk, other.disk = other.disk, n.disk
+	}
+	swap()
+	n.start()
+	other.start()
+	if n.up || other.up {
+		violated("identity", "a node runs with the disk of another one")
+	}
+	w.swapped = append(w.swapped, swap)
+	w.after(d, func() { w.swapBack(n, other) })
+}
+
+// swapBack gives all machines their own disks, and starts those that refused.
+func (w *world) swapBack(nodes ...*node) {
+	for i := len(w.swapped) - 1; i >= 0; i-- {
+		w.swapped[i]()
+	}
+	w.swapped = nil
+	for _, n := range nodes {
+		if !n.up {
+			n.start()
+		}
 	}
 }
 
@@ -216,6 +241,7 @@ func (w *world) heal() {
 		}
 	}
 	w.meta.down = false
+	w.swapBack()
 	for _, n := range w.nodes {
 		n.cutFromMetadata, n.slowDisk = false, false
 		switch {

@@ -4,6 +4,7 @@ import (
 	"time"
 
 	"perdure/control/cluster"
+	"perdure/control/datadir"
 	"perdure/nodes/loglet"
 	"perdure/nodes/logserver"
 	"perdure/nodes/transport"
@@ -17,6 +18,8 @@ type node struct {
 
 	// Of the machine.
 	store           storage
+	disk            datadir.Store  // whose store it is, by the marker in it
+	marker          datadir.Marker // of the data directory, which is on another disk
 	slowDisk        bool
 	lost            bool // its log store was declared lost: no log server runs here any more
 	skew            time.Duration
@@ -78,8 +81,32 @@ func (n *node) AfterFunc(d time.Duration, f func()) loglet.Timer {
 	return t
 }
 
+// fits asks the product whether the node may run with the disk that it has. It declares its log store lost when the
+// disk has come back empty, and does not run with somebody else's.
+func (n *node) fits() bool {
+	state, _ := n.w.Storage(n.id)
+	if n.lost {
+		return true // its log server does not run any more, the rest does
+	}
+	verdict, err := n.marker.CheckLogStore(cluster.Node{ID: n.id, Storage: state}, n.disk)
+	switch {
+	case verdict == datadir.DeclareLoss:
+		n.lost = true
+	case verdict == datadir.Run && err == nil && n.disk.Node == n.id:
+	case verdict == datadir.Refuse && n.disk.Node != n.id:
+		n.w.trace("refuses", uint64(n.id), uint64(n.disk.Node), 0)
+		return false
+	default:
+		violated("identity", "node %s with the disk of %s: verdict %d, %v", n.id, n.disk.Node, verdict, err)
+	}
+	return true
+}
+
 // start begins the node's next life.
 func (n *node) start() {
+	if !n.fits() {
+		return
+	}
 	n.gen++
 	n.life++
 	n.up, n.paused, n.stalled = true, false, nil

@@ -131,7 +131,7 @@ func (o *oracle) copies(seg chain.Segment, s *seen, at cluster.Offset) bool {
 	q := s.quorumOf(o, seg)
 	var has cluster.Members
 	for i, id := range seg.NodeSet {
-		n := o.w.nodes[id-1]
+		n := o.w.holder(id)
 		if n.store.has(seg.Loglet, at) || at <= n.store.load(seg.Loglet).TrimPoint || id == o.w.cfg.victim && o.w.victimLost {
 			has.Add(i)
 		}

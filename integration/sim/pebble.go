@@ -1,3 +1,93 @@
 package sim
 
-func newPebbleDisk(w *world) storage { return newDisk() }
+import (
+	"log/slog"
+	"math/rand/v2"
+	"time"
+
+	"github.com/cockroachdb/pebble/v2/vfs"
+
+	"perdure/control/cluster"
+	"perdure/nodes/logserver"
+	"perdure/nodes/logstore"
+)
+
+// pebbleDisk keeps the records in the real log store, on a file system that loses what was not synced. The
+// order of syncs is still the simulator's: a write is given to the store at the moment of its sync, and the
+// simulation waits for it; what was not synced yet at a loss of power is given to the store and not waited for.
+type pebbleDisk struct {
+	w     *world
+	fs    *vfs.MemFS
+	store *logstore.Store
+	done  chan error
+}
+
+func newPebbleDisk(w *world) storage {
+	d := &pebbleDisk{w: w, fs: vfs.NewCrashableMem(), done: make(chan error, 1)}
+	d.open()
+	return d
+}
+
+func (d *pebbleDisk) open() {
+	var err error
+	d.store, err = logstore.Open(logstore.Config{Dir: "log", FS: d.fs, Logger: slog.New(slog.DiscardHandler), MemTableSize: 1 << 20, HintInterval: time.Hour})
+	if err != nil {
+		violated("log store", "the store does not open after a crash: %v", err)
+	}
+}
+
+// WriteDone implements logserver.WriteOwner.
+func (d *pebbleDisk) WriteDone(_ *logserver.Write, err error) { d.done <- err }
+
+func (d *pebbleDisk) persist(w *logserver.Write) {
+	w.Owner = d
+	if err := d.store.Enqueue(w); err != nil {
+		violated("log store", "a write is refused: %v", err)
+	}
+	if err := <-d.done; err != nil {
+		violated("log store", "a write failed: %v", err)
+	}
+}
+
+func (d *pebbleDisk) load(id cluster.LogletID) logserver.Meta {
+	m, err := d.store.Load(id)
+	if err != nil {
+		violated("log store", "load: %v", err)
+	}
+	return m
+}
+
+func (d *pebbleDisk) read(id cluster.LogletID, from, to cluster.Offset, maxBytes int) ([]logserver.Found, cluster.Offset, error) {
+	return d.store.Read(id, from, to, maxBytes)
+}
+
+func (d *pebbleDisk) digest(id cluster.LogletID, from, to cluster.Offset) []logserver.Range {
+	rs, err := d.store.Digest(id, from, to)
+	if err != nil {
+		violated("log store", "digest: %v", err)
+	}
+	return rs
+}
+
+func (d *pebbleDisk) has(id cluster.LogletID, o cluster.Offset) bool {
+	return len(d.digest(id, o, o+1)) > 0
+}
+
+// rot and loseTail are faults of the model only; what damaged files do to the real store is tested with files.
+func (d *pebbleDisk) rot(func(int) int) bool      { return false }
+func (d *pebbleDisk) loseTail(func(int) int) bool { return false }
+
+// crash goes on with what was synced, and perhaps some of the rest.
+func (d *pebbleDisk) crash() {
+	rng := rand.New(rand.NewPCG(d.w.rng[disks].Uint64(), 1))
+	clone := d.fs.CrashClone(vfs.CrashCloneCfg{UnsyncedDataPercent: 50 * rng.IntN(3), RNG: rng})
+	d.close()
+	d.fs = clone
+	d.open()
+}
+
+func (d *pebbleDisk) close() {
+	if err := d.store.Close(); err != nil {
+		violated("log store", "close: %v", err)
+	}
+}

@@ -16,6 +16,7 @@ import (
 	"perdure/invokers/invocationpb"
 	"perdure/invokers/protocol"
 	"perdure/invokers/protocol/protocolpb"
+	"perdure/nodes/partition/store"
 	"perdure/nodes/partition/store/storepb"
 )
 
@@ -421,11 +422,6 @@ func (s *script) counter() (output string, missing uint32) {
 	}
 	n++
 	s.command(protocol.TypeSetState, &protocolpb.SetStateCommand{Key: []byte("n"), Value: &protocolpb.Value{Content: binary.BigEndian.AppendUint64(nil, n)}}, nil)
-	given := a.v.pr.c.services.adds[a.target.Key]
-	if given == nil {
-		given = map[uint64]ident.InvocationID{}
-		a.v.pr.c.services.adds[a.target.Key] = given
-	}
 	return strconv.FormatUint(n, 10), 0
 }
 
@@ -449,6 +445,9 @@ func (s *script) proxy() (output string, missing uint32) {
 				s.effects = append(s.effects, &invocationpb.Effect{Kind: &invocationpb.Effect_Run{Run: &invocationpb.Effect_RunCompletion{
 					CompletionId: c, Result: &invocationpb.Result{Kind: &invocationpb.Result_Success{Success: value}},
 				}}})
+				if w := a.v.pr.n.w; w.cfg.has(Faulty) && w.chance(workload, 0.2) { // an endpoint that repeats itself
+					s.effects = append(s.effects, s.effects[len(s.effects)-1])
+				}
 			}
 		case stepSleep:
 			s.sleep(c, time.Duration(arg-'0'+1)*150*time.Millisecond)
@@ -481,7 +480,8 @@ func (s *script) call(typ uint16, m encodes, t *invocationpb.Target, services *s
 	s.command(typ, m, &invocationpb.Effect_Callee{InvocationId: id[:], Target: t})
 }
 
-// running says which invocation of the partition has not ended, in the rows of its leader.
+// running says which invocation of the partition has not ended, or which message was not delivered, in the rows
+// of its leader.
 func (p *partitionWorld) running() (found string) {
 	err := p.leader.store.Invocations(func(id ident.InvocationID, inv *storepb.Invocation) error {
 		if inv.Status != storepb.Invocation_COMPLETED && found == "" {
@@ -492,5 +492,44 @@ func (p *partitionWorld) running() (found string) {
 	if err != nil {
 		violated("apply", "scan: %v", err)
 	}
+	if found == "" {
+		ms, _, err := p.leader.store.Outbox(0, 1, 1)
+		if err != nil {
+			violated("apply", "outbox: %v", err)
+		}
+		if len(ms) > 0 {
+			found = "the outbox of partition " + strconv.Itoa(int(p.id)) + " has message " + strconv.FormatUint(ms[0].Index, 10)
+		}
+	}
 	return found
+}
+
+// whole checks the journal of an invocation that has ended: each command of its handler is there once, and
+// each completion.
+func (s *services) whole(r *request, p *processor) {
+	want := 2 // input and output
+	if r.key != "" {
+		want += 2 + b2i(r.id[23]%4 == 0)
+	} else {
+		want += len(r.argument) / 2
+	}
+	commands, completions := 0, map[uint32]bool{}
+	err := p.store.Entries(r.id, func(e store.JournalEntry) error {
+		if !protocol.IsNotification(e.Type) {
+			commands++
+			return nil
+		}
+		if n := protocol.IdentifyNotification(e.Raw); completions[n.Number] {
+			violated("journal", "invocation %s: completion %d is in the journal twice", r.id, n.Number)
+		} else {
+			completions[n.Number] = true
+		}
+		return nil
+	})
+	if err != nil {
+		violated("journal", "invocation %s: %v", r.id, err)
+	}
+	if commands != want {
+		violated("journal", "invocation %s has %d commands in its journal, its handler did %d", r.id, commands, want)
+	}
 }

@@ -13,7 +13,11 @@ var track = []struct {
 	World string
 	Seed  uint64
 	What  string
-}{}
+}{
+	{"log", 1, "a reader took a sealed tail that it found for the end of the segment; sequencers spun for a server that had everything"},
+	{"log", 9, "finders spun for a server that had lost its records"},
+	{"core", 24, "rich in leaders that do not know that they were replaced"},
+}
 
 // RunTrack runs the seeds of the track record; it returns whether none of them fails.
 func RunTrack(out io.Writer) bool {

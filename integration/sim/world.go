@@ -8,6 +8,7 @@ import (
 
 	"perdure/control/chain"
 	"perdure/control/cluster"
+	"perdure/control/datadir"
 	"perdure/control/metadata"
 	"perdure/nodes/logserver"
 )
@@ -26,6 +27,7 @@ type world struct {
 
 	quiet      bool // no more faults
 	victimLost bool
+	swapped    []func() // swaps of disks to undo
 	decoded    map[*byte]chain.Chain
 	owners     []cluster.NodeID // who writes a log, without processors
 	completed  []cluster.LSN    // highest LSN of a finished append, by log
@@ -45,6 +47,8 @@ func newWorld(o Options) *world {
 		w.links = append(w.links, make([]time.Duration, w.cfg.nodes))
 		w.cuts = append(w.cuts, make([]int, w.cfg.nodes))
 		n := &node{w: w, id: cluster.NodeID(i + 1), store: w.newStorage()}
+		n.disk = datadir.Store{Exists: true, Node: n.id, Storage: "storage of " + n.id.String(), Fingerprint: 1}
+		n.marker = datadir.Marker{Node: n.id, Fingerprint: 1, LogStorage: n.disk.Storage}
 		if w.cfg.has(ClockSkew) {
 			n.skew = w.between(nemesis, -2*time.Second, 2*time.Second)
 		}
@@ -57,6 +61,18 @@ func newWorld(o Options) *world {
 		w.core = newCore(w)
 	}
 	return w
+}
+
+// holder is the machine that has the disk of a node now.
+func (w *world) holder(id cluster.NodeID) *node {
+	if len(w.swapped) > 0 {
+		for _, n := range w.nodes {
+			if n.disk.Node == id {
+				return n
+			}
+		}
+	}
+	return w.nodes[id-1]
 }
 
 func (w *world) newStorage() storage {
@@ -248,13 +264,19 @@ func (w *world) run() {
 	if w.core != nil {
 		w.core.begin()
 	}
+	if w.opts.broken != nil {
+		w.opts.broken(w)
+	}
 	w.strike()
 	for w.now < w.opts.Length && w.step(w.opts.Length) {
 	}
 	w.heal()
-	limit := w.now + 10*time.Minute
+	limit, pause := w.now+10*time.Minute, 100*time.Millisecond
+	if w.core != nil {
+		pause = 2 * time.Second
+	}
 	for !w.settled() {
-		stop := w.now + 100*time.Millisecond
+		stop := w.now + pause
 		for w.step(stop) {
 		}
 		w.now = max(w.now, stop)

@@ -1,0 +1,99 @@
+package sim
+
+import (
+	"bytes"
+	"math/rand/v2"
+	"strings"
+	"testing"
+	"time"
+
+	"go.uber.org/goleak"
+
+	"perdure/control/mutant"
+)
+
+func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+
+// A few seeds of each world in every test run; make sim runs them by the thousand.
+func TestSimulation(t *testing.T) {
+	for world, length := range map[string]time.Duration{"log": 2 * time.Minute, "core": 40 * time.Second, "pebble": 20 * time.Second} {
+		t.Run(world, func(t *testing.T) {
+			base := rand.Uint64N(1 << 40)
+			acknowledged, faults := uint64(0), uint64(0)
+			for seed := base; seed < base+6; seed++ {
+				r := Run(WorldOf(world, seed, length))
+				if r.Failure != nil {
+					t.Fatalf("seed %d (%s): %v\n%s", seed, r.Config, r.Failure, r.Trace)
+				}
+				acknowledged += r.Acknowledged
+				faults += r.Faults
+			}
+			t.Logf("seeds from %d: %d acknowledged, %d faults", base, acknowledged, faults)
+			if acknowledged == 0 || faults == 0 {
+				t.Errorf("seeds from %d: the simulation did nothing: %d acknowledged, %d faults", base, acknowledged, faults)
+			}
+		})
+	}
+}
+
+// The same seed is the same run, or no failure could be replayed.
+func TestReplay(t *testing.T) {
+	for _, world := range []string{"log", "core", "pebble"} {
+		for range 2 {
+			o := WorldOf(world, rand.Uint64N(1<<40), 30*time.Second)
+			a, b := Run(o), Run(o)
+			if a.Hash != b.Hash || a.Events != b.Events {
+				t.Errorf("world %s seed %d: traces %016x and %016x, %d and %d events", world, o.Seed, a.Hash, b.Hash, a.Events, b.Events)
+			}
+		}
+	}
+}
+
+// A different seed is a different run, or the hash would say nothing.
+func TestTracesDiffer(t *testing.T) {
+	if a, b := Run(WorldOf("log", 1, time.Minute)), Run(WorldOf("log", 2, time.Minute)); a.Hash == b.Hash {
+		t.Errorf("seeds 1 and 2 have the same trace %016x", a.Hash)
+	}
+}
+
+// A broken promise ends the run with its name, its seed and the last events, and is shrunk to the faults it needs.
+func TestFailuresAreToldAndShrunk(t *testing.T) {
+	o := WorldOf("log", 5, time.Minute)
+	o.broken = func(w *world) {
+		w.after(20*time.Second, func() {
+			if w.cfg.has(Crash) {
+				violated("test", "a promise that does not hold with crashes")
+			}
+		})
+	}
+	for !draw(newEngine(o.Seed), o).faults.with(Crash) {
+		o.Seed++
+	}
+	r := Run(o)
+	if r.Failure == nil || r.Failure.Check != "test" || r.Seed != o.Seed || !strings.Contains(r.Trace, "start") {
+		t.Fatalf("failure %v, seed %d, trace %q", r.Failure, r.Seed, r.Trace)
+	}
+	small, again := Shrink(o, r)
+	if small.Without.with(Crash) || small.Without|Crash != AllFaults || again.Failure == nil {
+		t.Errorf("shrunk to without %v; the failure needs crashes and nothing else", small.Without)
+	}
+	var out bytes.Buffer
+	report(&out, o, r)
+	if !strings.Contains(out.String(), "shrunk") || !strings.Contains(out.String(), "a promise that does not hold") {
+		t.Errorf("the report says %q", out.String())
+	}
+}
+
+func TestMutantsHaveNames(t *testing.T) {
+	seen := map[string]bool{}
+	for k := mutant.None; k < mutant.Kinds; k++ {
+		if name := k.String(); name == "" || name == "unknown mutant" || seen[name] {
+			t.Errorf("mutant %d has the name %q", k, name)
+		} else {
+			seen[name] = true
+		}
+	}
+	if !mutant.Compiled && mutant.Is(mutant.AckBeforeSync) {
+		t.Error("a build without mutants has one")
+	}
+}
