@@ -116,6 +116,7 @@ func (b *bench) cases() []acase {
 		loadCase("awakeable-c32", "awakeable", 1, 32, false, false, P(0, 0, 0, 0)),
 		loadCase("sleep50-c64", "sleep", 1, 64, false, false, P(0, 0, 0, 50)),
 		suspended(),
+		soak(),
 		recovery("recovery", 1),
 		crash("crash", 1),
 	}

@@ -41,7 +41,10 @@ type run struct {
 }
 
 // fresh starts an endpoint and a server on empty directories.
-func (b *bench) fresh(d *harness.Def, nodes int) (*run, error) {
+func (b *bench) fresh(d *harness.Def, nodes int) (*run, error) { return b.configured(d, nodes, nil) }
+
+// configured is fresh with options of the server, by name without prefix.
+func (b *bench) configured(d *harness.Def, nodes int, config map[string]string) (*run, error) {
 	b.runs++
 	dir := filepath.Join(b.Work, fmt.Sprintf("%03d-%s", b.runs, d.Name))
 	if err := os.RemoveAll(dir); err != nil {
@@ -85,6 +88,7 @@ func (b *bench) fresh(d *harness.Def, nodes int) (*run, error) {
 		return nil, err
 	}
 	r.c = harness.New(d, nodes, dir, 0, vars)
+	r.c.Config = config
 	for i, n := range r.c.Nodes {
 		p := ports[2+4*i:]
 		n.Ingress, n.Admin, n.Fabric, n.Spare = p[0], p[1], p[2], p[3]

@@ -47,6 +47,8 @@ type Options struct {
 	Suspended int
 	Lead      time.Duration
 	Backlog   int
+	// Soak is how long the soak workload runs (default 10 min), at Rate.
+	Soak time.Duration
 	// Nodes is the size of the cluster in the cluster workloads; below 2 there are none.
 	Nodes int
 	// RequestResponse serves the endpoint over HTTP/1.1 in request/response mode.
@@ -64,7 +66,7 @@ func (o *Options) fill() {
 		o.Rounds = 3
 	}
 	for d, def := range map[*time.Duration]time.Duration{&o.Duration: 10 * time.Second, &o.Warmup: 3 * time.Second, &o.Settle: time.Second,
-		&o.StartTimeout: time.Minute, &o.Lead: time.Minute} {
+		&o.StartTimeout: time.Minute, &o.Lead: time.Minute, &o.Soak: 10 * time.Minute} {
 		if *d == 0 {
 			*d = def
 		}

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"sort"
 	"strconv"
+	"strings"
 	"sync"
 	"time"
 )
@@ -331,8 +332,30 @@ var All = func() map[string]Workload {
 			Verify: sinkVerify(p.N),
 		}
 	}})
+	add(mixed(m))
 	return m
 }()
+
+// mixed is a bit of everything. What the whole came to is not verified, each answer is.
+func mixed(all map[string]Workload) Workload {
+	parts := []string{"greet", "greet-idem", "counter", "steps", "chain", "fan-send", "awakeable", "sleep"}
+	return Workload{Name: "mixed", Desc: "a mix of " + strings.Join(parts, ", "), PerOp: func(p Params) (n float64) {
+		for _, name := range parts {
+			n += all[name].PerOp(p) / float64(len(parts))
+		}
+		return n
+	}, Make: func(p Params) Instance {
+		ins := make([]Instance, len(parts))
+		for i, name := range parts {
+			ins[i] = all[name].Make(p)
+		}
+		of := func(seq uint64) *Instance { return &ins[mix(seq^0x9e3779b9)%uint64(len(ins))] }
+		return Instance{
+			Gen:   func(worker int, seq uint64) Op { return of(seq).Gen(worker, seq) },
+			Check: func(op *Op, status int, body []byte) error { return of(op.Seq).Check(op, status, body) },
+		}
+	}}
+}
 
 // Names lists the workloads.
 func Names() []string {

@@ -39,6 +39,7 @@ func main() {
 	flag.Float64Var(&o.Rate, "rate", 200, "rate of the open-loop workloads; choose one that both servers sustain")
 	flag.IntVar(&o.Suspended, "k", 20_000, "suspended invocations of that workload")
 	flag.DurationVar(&o.Lead, "k-lead", time.Minute, "when they are due, after the first was sent; 100,000 need some minutes")
+	flag.DurationVar(&o.Soak, "soak", 10*time.Minute, "how long the soak workload runs, at -rate")
 	flag.IntVar(&o.Backlog, "backlog", 5000, "pending invocations at the kill in the recovery workload")
 	flag.IntVar(&o.Nodes, "nodes", 1, "nodes of the cluster workloads; 1 leaves them out")
 	flag.BoolVar(&o.RequestResponse, "rr", false, "serve the endpoint over HTTP/1.1 in request/response mode")
