@@ -232,6 +232,11 @@ func TestNextModifyState(t *testing.T) {
 func TestNextQuery(t *testing.T) {
 	t.Parallel()
 	e := goBidi(t)
+	if differs(t, "query") {
+		a := e.adm(t, request{path: "/query", body: `{"query":"SELECT 1"}`})
+		check(t, a, want{status: 501, json: `{"message":"not supported by this server","restate_code":null}`, header: jsonType})
+		return
+	}
 	key := fresh(t)
 	a := e.in(t, request{path: e.path("Counter", key, "add"), body: "15", header: map[string]string{"Idempotency-Key": "q"}})
 	id := a.header.Get("x-restate-id")

@@ -48,6 +48,7 @@ func attempt(t *testing.T, e *Endpoint, c *http.Client, path, id string) (*io.Pi
 		t.Fatal(err)
 	}
 	req.Header.Set("x-restate-invocation-id", id)
+	req.Header.Set("Accept", ContentType)
 	resp := make(chan *http.Response, 1)
 	go func() {
 		r, err := c.Do(req)
