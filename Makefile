@@ -15,13 +15,17 @@ GOVULNCHECK := golang.org/x/vuln/cmd/govulncheck@v1.9.0
 BUF_VERSION := 1.57.2
 
 SEEDS     ?= 2000
-FUZZTIME  ?= 20s
+FUZZTIME  ?= 40000x
+SIM       ?= 2m
+SIM_WORKERS ?= $(shell nproc 2>/dev/null || echo 1)
+MUTANT    ?= 90s
+HOURS     ?= 1000
 CHAOS     ?= 2m
 BENCHFLAGS ?=
 TESTFLAGS ?=
 RUNFLAGS  ?=
 
-.PHONY: help run build test format lint vuln bench generate generate-check sim chaos fuzz
+.PHONY: help run build test format lint vuln bench generate generate-check sim mutants sim-long seeds chaos fuzz
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 18
@@ -66,11 +70,25 @@ generate: ## regenerate the protobuf code
 generate-check: ## fail if the committed generated code is stale
 	GO='$(GO)' BUF_VERSION=$(BUF_VERSION) .ci/generate --check
 
-sim: ## many seeds through the simulations: make sim SEEDS=10000
+sim: ## the simulator over all worlds, its track record, and all mutants: make sim SIM=10m
+	$(GO) build -o bin/sim ./integration/sim/cmd/sim
+	bin/sim -track
+	bin/sim -for $(SIM) -workers $(SIM_WORKERS)
+	@$(MAKE) --no-print-directory mutants
+
+mutants: ## fail if the simulator misses one of the deliberate bugs of control/mutant, with two bases of seeds
+	$(GO) build -tags mutants -o bin/sim-mutants ./integration/sim/cmd/sim
+	bin/sim-mutants -mutants -for $(MUTANT) -workers $(SIM_WORKERS)
+
+sim-long: ## a thousand simulated hours
+	$(GO) build -o bin/sim ./integration/sim/cmd/sim
+	bin/sim -hours $(HOURS) -workers $(SIM_WORKERS)
+
+seeds: ## many seeds through the random tests of the packages: make seeds SEEDS=10000
 	PERDURE_SEEDS=$(SEEDS) $(GO) test -count=1 -timeout 60m -run Simulation $(TESTFLAGS) ./control/... ./invokers/... ./nodes/...
 
 chaos: ## kill -9 under load: make chaos CHAOS=10m
 	$(GO) test -count=1 -timeout 15m -v $(TESTFLAGS) ./integration/chaos -chaos.for=$(CHAOS)
 
-fuzz: ## each fuzz target for a while: make fuzz FUZZTIME=5m
+fuzz: ## each fuzz target 40,000 times: make fuzz FUZZTIME=5m
 	GO='$(GO)' FUZZTIME=$(FUZZTIME) .ci/fuzz
