@@ -240,7 +240,14 @@ type boundedClient struct{ aws.HTTPClient }
 const maxAnswer = 8 << 20
 
 // Do implements aws.HTTPClient.
+//
+// It hides that the request's body can WriteTo: the SDK closes the body as soon as a response begins, its WriteTo then
+// returns io.EOF as an error, and net/http, which has written everything and only looks for more, closes the connection on
+// which the response is still coming in.
 func (b boundedClient) Do(r *http.Request) (*http.Response, error) {
+	if r.Body != nil && r.Body != http.NoBody {
+		r.Body = struct{ io.ReadCloser }{r.Body}
+	}
 	resp, err := b.HTTPClient.Do(r)
 	if err == nil && resp.Body != nil {
 		resp.Body = &boundedBody{ReadCloser: resp.Body, left: maxAnswer}

@@ -139,6 +139,22 @@ func TestRetryAfter(t *testing.T) {
 	}
 }
 
+// TestFastAnswers: an answer that begins as soon as the request is there arrives whole. The SDK's request bodies make
+// net/http close the connection once in some sixty such calls. (Answers that are errors need no decoding and are fast.)
+func TestFastAnswers(t *testing.T) {
+	f := newFakeAPI(t, func(w http.ResponseWriter, _ *http.Request) {
+		w.Header().Set("X-Amz-Function-Error", "Unhandled")
+		_, _ = io.WriteString(w, strings.Repeat("x", 1<<20))
+	})
+	c := newClient(t, f.config())
+	for i := range 300 {
+		_, err := call1(t, c, transport.LambdaFunction(testARN, "", false), nil).Response()
+		if transport.KindOf(err) != transport.FunctionFailed {
+			t.Fatalf("call %d: %v", i, err)
+		}
+	}
+}
+
 func TestFunctionErrors(t *testing.T) {
 	for payload, want := range map[string]string{
 		`{"errorType":"Sandbox.Timedout","errorMessage":"Task timed out after 3.00 seconds"}`: "raise the function's timeout",
