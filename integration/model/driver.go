@@ -154,7 +154,9 @@ func (d *Driver) ask(ctx context.Context, method, path string, p *Program) (int,
 	}
 	if p != nil {
 		req.Header.Set("Content-Type", "application/json")
-		req.Header.Set("Idempotency-Key", p.Body.ID)
+		if p.Entry.Service != flow { // its key is what makes it happen once
+			req.Header.Set("Idempotency-Key", p.Body.ID)
+		}
 	}
 	resp, err := d.Client.Do(req)
 	if err != nil {
