@@ -43,16 +43,16 @@ func kill(t *testing.T, s *harness.Server, id string) {
 }
 
 // onlyHere ends a test that needs what only Perdure shows.
-func onlyHere(t *testing.T) {
+func onlyHere(t *testing.T, why string) {
 	t.Helper()
 	if serverKind != "perdure" {
-		t.Skip("the reference server does not show invocations at this path")
+		t.Skip(why)
 	}
 }
 
 // TestOperatorMessages provokes each class of failure of an attempt and reads what an operator is told.
 func TestOperatorMessages(t *testing.T) {
-	onlyHere(t)
+	onlyHere(t, "the reference server does not show invocations at this path")
 	s := server(t)
 	bootstrap := faulty(t)
 	arn := deploy(t, lambdaemu.Function{Timeout: 10 * time.Second}, "own-failures", bootstrap)

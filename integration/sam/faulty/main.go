@@ -23,6 +23,12 @@ type Faulty struct{}
 // Echo answers with its input, unless the function goes wrong around it.
 func (Faulty) Echo(_ restate.Context, in string) (string, error) { return in, nil }
 
+// Work takes a while, as a function that computes does, and its answer says that it did.
+func (Faulty) Work(_ restate.Context, n int) (int, error) {
+	<-time.After(30 * time.Millisecond)
+	return n, nil
+}
+
 // Big makes a journal of n bytes in steps of 1 MiB and reads it again.
 func (Faulty) Big(ctx restate.Context, n int) (int, error) {
 	sum := 0
@@ -50,8 +56,12 @@ func main() {
 		fmt.Fprintln(os.Stderr, "no table configured")
 		os.Exit(1)
 	}
-	service := restate.Reflect(Faulty{}, restate.WithInvocationRetryPolicy(restate.WithInitialRetryInterval(50*time.Millisecond),
-		restate.WithMaxRetryInterval(200*time.Millisecond), restate.WithRetryIntervalFactor(2), restate.WithMaxRetryAttempts(1000)))
+	var options []restate.ServiceDefinitionOption
+	if os.Getenv("FAULTY_RETRIES") != "server" { // else those that the server gives to who says nothing
+		options = append(options, restate.WithInvocationRetryPolicy(restate.WithInitialRetryInterval(50*time.Millisecond),
+			restate.WithMaxRetryInterval(200*time.Millisecond), restate.WithRetryIntervalFactor(2), restate.WithMaxRetryAttempts(1000)))
+	}
+	service := restate.Reflect(Faulty{}, options...)
 	handler, err := server.NewRestate().Bind(service).LambdaHandler()
 	if err != nil {
 		fmt.Fprintln(os.Stderr, "faulty:", err)

@@ -1,0 +1,88 @@
+package sam
+
+import (
+	"fmt"
+	"slices"
+	"strconv"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"perdure/integration/harness"
+	"perdure/integration/lambdaemu"
+	"perdure/integration/services"
+)
+
+// TestThrottling queues 200 invocations at a function that may run 2 at once, in a server that has 8 slots for attempts and
+// fails an invocation at its second counted failure. All must finish, and a service at a URL must not notice.
+func TestThrottling(t *testing.T) {
+	onlyHere(t, "the reference server counts refused calls as attempts, so invocations fail here")
+	const queued, room, slots = 200, 2, 8
+	s := harness.Start(t, serverKind, map[string]string{
+		"WORKER__INVOKER__CONCURRENT_INVOCATIONS_LIMIT": strconv.Itoa(slots),
+		"DEFAULT_RETRY_POLICY__MAX_ATTEMPTS":            "2", "DEFAULT_RETRY_POLICY__ON_MAX_ATTEMPTS": "kill",
+	})
+	arn := deploy(t, lambdaemu.Function{Concurrency: room, Env: []string{"FAULTY_RETRIES=server"}}, "own-narrow", faulty(t))
+	register(t, s, map[string]any{"arn": arn})
+	web, err := services.Start("127.0.0.1:0", services.Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer web.Close()
+	register(t, s, map[string]any{"uri": web.URL})
+	for range 10 { // connections and code paths are warm on both sides of the comparison
+		call[string](t, s, "/Greeter/greet", "Ada")
+	}
+	before := latencies(t, s, 50)
+
+	var ids []string
+	for i := range queued {
+		ids = append(ids, send(t, s, "/Faulty/Work", i))
+	}
+	began := time.Now()
+	during := latencies(t, s, 50)
+	var wg sync.WaitGroup
+	for i, id := range ids {
+		wg.Go(func() {
+			status, b, err := request(t.Context(), "GET", s.Ingress()+"/restate/invocation/"+id+"/attach", nil)
+			if err != nil || status != 200 || strings.TrimSpace(string(b)) != strconv.Itoa(i) {
+				t.Errorf("invocation %d: %d %s %v", i, status, b, err)
+			}
+		})
+	}
+	wg.Wait()
+	took := time.Since(began)
+
+	st := emulator.Stats(prefix + "own-narrow")
+	t.Logf("200 invocations took %s, throttled %d times by the API, at most %d ran at once; the other service answered in %s before and %s meanwhile (median), %s and %s (worst)",
+		took.Round(time.Millisecond), st.Throttles, st.Peak, median(before), median(during), slices.Max(before), slices.Max(during))
+	if n := len(invokes("own-narrow")); st.Peak != room || n-st.Throttles != queued {
+		t.Errorf("%d calls, %+v: each invocation must have run once", n, st)
+	}
+	if st.Throttles == 0 {
+		t.Error("nothing was throttled, so nothing was tested")
+	}
+	// Attempts that wait for the throttled function in a slot would hold the others up for seconds.
+	if slowest := slices.Max(during); slowest > time.Second+4*slices.Max(before) {
+		t.Errorf("the other service took up to %s while the function was throttled, %s before", slowest, slices.Max(before))
+	}
+}
+
+func latencies(t *testing.T, s *harness.Server, n int) []time.Duration {
+	t.Helper()
+	var all []time.Duration
+	for i := range n {
+		began := time.Now()
+		if got := call[string](t, s, "/Greeter/greet", fmt.Sprint("Ada", i)); got == "" {
+			t.Fatal("no greeting")
+		}
+		all = append(all, time.Since(began))
+	}
+	return all
+}
+
+func median(d []time.Duration) time.Duration {
+	d = slices.Sorted(slices.Values(d))
+	return d[len(d)/2].Round(10 * time.Microsecond)
+}
