@@ -26,6 +26,7 @@ const (
 // Limits of our own.
 const (
 	maxSendFrame   = 64 << 10 // the longest frame that we send, when the peer allows more
+	maxSendHeader  = 1 << 20  // the longest header of a request, likewise
 	readBufferSize = 32 << 10
 	maxControl     = 64 << 10 // answers to control frames that wait for the socket
 	goAwayPatience = time.Second
@@ -78,6 +79,7 @@ type conn struct {
 		sent       int64 // bytes of DATA that were queued in all
 		returned   int64 // of them, twice: window that the peer gave back
 		maxFrame   int   // what we may send in one frame
+		maxHeader  int   // and in one header
 		henc       *hpack.Encoder
 		blocked    []*stream // writers that wait for window or room
 
@@ -114,7 +116,7 @@ func newConn(p *pool, nc net.Conn) *conn {
 	c.mu.sendWindow = initialWindow
 	c.mu.peerWindow = initialWindow
 	c.mu.recvWindow = int64(c.cfg.ConnWindow)
-	c.mu.maxFrame = minMaxFrame
+	c.mu.maxFrame, c.mu.maxHeader = minMaxFrame, maxSendHeader
 	c.mu.henc = hpack.NewEncoder(outWriter{c})
 	c.mu.out = c.appendPreface(nil)
 	c.rd = newReader(c)

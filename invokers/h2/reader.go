@@ -385,6 +385,8 @@ func (c *conn) applyLocked(st http2.Setting) error {
 		}
 	case http2.SettingMaxFrameSize:
 		c.mu.maxFrame = int(min(st.Val, maxSendFrame))
+	case http2.SettingMaxHeaderListSize:
+		c.mu.maxHeader = int(min(st.Val, maxSendHeader))
 	case http2.SettingHeaderTableSize:
 		c.mu.henc.SetMaxDynamicTableSize(min(st.Val, tableSize))
 	}

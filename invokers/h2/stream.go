@@ -191,6 +191,11 @@ func (s *stream) beginLocked(end bool) error {
 		err = c.lostLocked(true)
 	case c.draining.Load():
 		err = &transport.Error{Kind: transport.NotProcessed, Endpoint: c.ep, Err: errDraining}
+	default:
+		if n := s.headerSize(); n > c.mu.maxHeader {
+			err = &transport.Error{Kind: transport.Protocol, Endpoint: c.ep,
+				Err: fmt.Errorf("the header of the request has %d bytes, more than the %d that the service takes: is the key of the object very long?", n, c.mu.maxHeader)}
+		}
 	}
 	if err != nil {
 		finished := c.endStreamLocked(s, err)
@@ -210,6 +215,18 @@ func (s *stream) beginLocked(end bool) error {
 	s.localDone = end
 	s.queueHeaderLocked(end)
 	return nil
+}
+
+// headerSize is the size of the request's header as HTTP/2 counts it. A peer ends the whole connection, with all its
+// exchanges, for a header that is too long.
+func (s *stream) headerSize() int {
+	const fieldOverhead = 32
+	n := len(":method:scheme:authority:path") + 4*fieldOverhead +
+		len(s.req.Method) + len(s.ep.Scheme) + len(s.ep.Authority) + len(s.ep.Target(s.req.Path))
+	for i := range s.req.Header {
+		n += len(s.req.Header[i].Name) + len(s.req.Header[i].Value) + fieldOverhead
+	}
+	return n
 }
 
 func (s *stream) queueHeaderLocked(end bool) {

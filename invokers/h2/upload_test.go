@@ -4,8 +4,11 @@ import (
 	"context"
 	"io"
 	"net/http"
+	"strings"
 	"testing"
 	"time"
+
+	"golang.org/x/net/http2"
 
 	"perdure/invokers/transport"
 )
@@ -41,4 +44,42 @@ func TestManyWindowUpdatesForABigRequest(t *testing.T) {
 		t.Fatal(err)
 	}
 	wantBody(t, st, itoa(size))
+}
+
+// A header that is too long for the service, as with an object's key of megabytes, fails its exchange and not the connection
+// that others use.
+func TestTooLongHeaderFailsOnlyItsExchange(t *testing.T) {
+	for _, c := range []struct {
+		name     string
+		settings []http2.Setting
+		key      int
+		ok       bool
+	}{
+		{"within the limit", []http2.Setting{{ID: http2.SettingMaxHeaderListSize, Val: 10_000}}, 9_000, true},
+		{"above the service's limit", []http2.Setting{{ID: http2.SettingMaxHeaderListSize, Val: 10_000}}, 10_000, false},
+		{"above our limit", nil, maxSendHeader, false},
+		{"above our limit, which is lower", []http2.Setting{{ID: http2.SettingMaxHeaderListSize, Val: 1<<32 - 1}}, maxSendHeader, false},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			bubble(t, nil, func(t *testing.T, r *rig) {
+				p, other := r.opened(c.settings...)
+				st, err := r.client.Open(t.Context(), r.ep, transport.Request{
+					Method: "POST", Path: "/", Header: []transport.Field{{Name: "x-key", Value: strings.Repeat("k", c.key), NoIndex: true}},
+				})
+				if err != nil {
+					t.Fatal(err)
+				}
+				defer st.Cancel()
+				if err := st.Write([]byte("x")); (err == nil) != c.ok {
+					t.Errorf("write: %v", err)
+				}
+				if !c.ok {
+					_, err := st.Response()
+					wantKind(t, err, transport.Protocol, "key of the object")
+				}
+				p.answer(1, "still here")
+				wantBody(t, other, "still here")
+			})
+		})
+	}
 }
