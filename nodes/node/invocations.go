@@ -136,6 +136,8 @@ func (i invocations) Describe(ctx context.Context, id ident.InvocationID) (admin
 	return d, admin.Done, nil
 }
 
+var errNotAllHere = errors.New("not all partitions are open on this node now, and what they run on is not known; try again")
+
 var errNotHere = errors.New("the partition of the invocation is not open on this node now; try again")
 
 // Pinned implements admin.Invocations. An invocation whose last attempt went there counts too: it is
@@ -150,7 +152,9 @@ func (i invocations) Pinned(ctx context.Context, dp ident.DeploymentID) (n int, 
 	if n > 0 {
 		return n, nil
 	}
+	read := 0
 	err = i.worker.Stores(func(_ cluster.PartitionID, st *store.Store) error {
+		read++
 		return st.Invocations(func(_ ident.InvocationID, row *storepb.Invocation) error {
 			if row.Status != storepb.Invocation_COMPLETED && string(row.DeploymentId) == string(dp[:]) {
 				n++
@@ -158,5 +162,8 @@ func (i invocations) Pinned(ctx context.Context, dp ident.DeploymentID) (n int, 
 			return ctx.Err()
 		})
 	})
+	if err == nil && n == 0 && read < len(i.worker.Statuses()) {
+		return 0, errNotAllHere // what a partition that starts again has pinned is not known
+	}
 	return n, err
 }

@@ -12,6 +12,8 @@ import (
 	"time"
 
 	"go.uber.org/goleak"
+
+	"perdure/control/ident"
 )
 
 // small is a node with two partitions on free ports.
@@ -123,5 +125,21 @@ func TestNodeRefusesDataOfAnotherCluster(t *testing.T) {
 	c.ClusterName = "another"
 	if n, err := Start(context.Background(), c, "test", slog.New(slog.DiscardHandler)); n != nil || err == nil || !strings.Contains(err.Error(), "cluster") {
 		t.Errorf("got %v, %v", n, err)
+	}
+}
+
+// A deployment may be removed once nothing is pinned to it. While a partition is not open that is not known: the answer
+// must not be that there is nothing.
+func TestPinnedNeedsAllPartitions(t *testing.T) {
+	n := startNode(t, small(t.TempDir()))
+	defer stopNode(t, n)
+	w := n.worker.Load()
+	i := invocations{w}
+	if pinned, err := i.Pinned(t.Context(), ident.DeploymentID{1}); pinned != 0 || err != nil {
+		t.Errorf("%d, %v", pinned, err)
+	}
+	w.Close()
+	if pinned, err := i.Pinned(t.Context(), ident.DeploymentID{1}); err == nil {
+		t.Errorf("with no partition open %d invocations are pinned", pinned)
 	}
 }
