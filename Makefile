@@ -20,12 +20,13 @@ SIM       ?= 2m
 SIM_WORKERS ?= $(shell nproc 2>/dev/null || echo 1)
 MUTANT    ?= 90s
 HOURS     ?= 1000
+FLIPS     ?= 3
 CHAOS     ?= 2m
 BENCHFLAGS ?=
 TESTFLAGS ?=
 RUNFLAGS  ?=
 
-.PHONY: help run build test format lint vuln bench generate generate-check sim mutants sim-long seeds chaos fuzz
+.PHONY: help run build test format lint vuln bench generate generate-check sim mutants sim-long seeds chaos disk fuzz
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 18
@@ -89,6 +90,9 @@ seeds: ## many seeds through the random tests of the packages: make seeds SEEDS=
 
 chaos: ## kill -9 under load: make chaos CHAOS=10m
 	$(GO) test -count=1 -timeout 15m -v $(TESTFLAGS) ./integration/chaos -chaos.for=$(CHAOS)
+
+disk: ## kills, pauses, power cuts and bit flips in every kind of file of the real server: make disk FLIPS=5
+	$(GO) test -count=1 -timeout 30m -v $(TESTFLAGS) ./integration/disk -disk.for=20s -disk.kinds=0 -disk.flips=$(FLIPS)
 
 fuzz: ## each fuzz target 40,000 times: make fuzz FUZZTIME=5m
 	GO='$(GO)' FUZZTIME=$(FUZZTIME) .ci/fuzz
