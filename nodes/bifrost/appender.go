@@ -27,8 +27,8 @@ var (
 
 // AppenderOptions of one Appender; the zero value takes the defaults.
 type AppenderOptions struct {
-	// MaxBytes bounds the records that are queued or under way; default 64 MiB. One append may
-	// always go, whatever its size.
+	// MaxBytes bounds the records that are queued or under way; default 64 MiB. While less than half of it
+	// is used an append may go whatever its size.
 	MaxBytes int
 	// MaxBatchRecords and MaxBatchBytes bound one batch; default 1024 and 1 MiB. One append is never
 	// split.
@@ -125,7 +125,7 @@ func (a *Appender) Append(records []Record, done func(last cluster.LSN, err erro
 	case a.closed:
 		a.mu.Unlock()
 		return ErrClosed
-	case a.bytes > 0 && a.bytes+item.bytes > a.opts.MaxBytes:
+	case !a.hasCapacityLocked() && a.bytes+item.bytes > a.opts.MaxBytes:
 		a.mu.Unlock()
 		return ErrFull
 	}
@@ -135,7 +135,11 @@ func (a *Appender) Append(records []Record, done func(last cluster.LSN, err erro
 	return nil
 }
 
-// WaitCapacity waits until an append of some bytes is likely to be taken, or ctx ends.
+// hasCapacityLocked reports whether an append of any size is taken. It is what WaitCapacity waits for: an append that
+// were refused all the same would be tried again at once, and big ones never got their turn while small ones come.
+func (a *Appender) hasCapacityLocked() bool { return a.bytes == 0 || a.bytes < a.opts.MaxBytes/2 }
+
+// WaitCapacity waits until an append of any size is taken, unless others are faster, or ctx ends.
 func (a *Appender) WaitCapacity(ctx context.Context) error {
 	for {
 		a.mu.Lock()
@@ -143,7 +147,7 @@ func (a *Appender) WaitCapacity(ctx context.Context) error {
 		case a.closed:
 			a.mu.Unlock()
 			return ErrClosed
-		case a.bytes < a.opts.MaxBytes/2:
+		case a.hasCapacityLocked():
 			a.mu.Unlock()
 			return nil
 		}

@@ -231,6 +231,25 @@ func TestBudget(t *testing.T) {
 	}
 }
 
+// TestCapacityIsForAnySize: after WaitCapacity an append is taken, also a big one.
+func TestCapacityIsForAnySize(t *testing.T) {
+	n := single(t, t.TempDir())
+	n.cfg.Net = newGate(n.cfg.Net) // nothing is committed
+	a := n.Appender(1, AppenderOptions{MaxBytes: 10_000})
+	defer a.Close()
+	for _, size := range []int{3_000, 9_000} {
+		if err := a.WaitCapacity(deadline(t)); err != nil {
+			t.Fatal(err)
+		}
+		if err := a.Append([]Record{{Payload: make([]byte, size)}}, func(cluster.LSN, error) {}); err != nil {
+			t.Errorf("append of %d bytes where there is capacity: %v", size, err)
+		}
+	}
+	if err := a.Append([]Record{{}}, func(cluster.LSN, error) {}); !errors.Is(err, ErrFull) {
+		t.Errorf("append beyond the budget: %v, want ErrFull", err)
+	}
+}
+
 // gate holds all calls back until it is opened.
 type gate struct {
 	net  transport.Caller
