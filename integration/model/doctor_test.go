@@ -65,6 +65,7 @@ func waitsFor(reason, text string) func(diagnosis) bool {
 // TestDoctor lets handlers wait for all that there is, and has the doctor say for what. An object that calls itself waits for
 // ever, which is found, also by those behind it, and cured by a kill.
 func TestDoctor(t *testing.T) {
+	t.Parallel()
 	b := open(t, map[string]string{"DEFAULT_NUM_PARTITIONS": "3"})
 	if b.other {
 		t.Skip("only Perdure has a doctor")

@@ -161,6 +161,7 @@ func (b *bench) checkup(t *testing.T, idle bool) {
 
 // TestPrograms runs programs against a server that nothing happens to.
 func TestPrograms(t *testing.T) {
+	t.Parallel()
 	s := theSeed(t)
 	ps, want := generate(t, s, *programs)
 	b := open(t, nil)

@@ -3,4 +3,4 @@
 package model
 
 // defaultPrograms is smaller with the race detector, which makes the endpoints several times slower.
-const defaultPrograms = 500
+const defaultPrograms = 300

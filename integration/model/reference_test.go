@@ -47,12 +47,12 @@ func TestFaults(t *testing.T) {
 	s := theSeed(t)
 	for f := NoFault + 1; f < Faults; f++ {
 		noticed := 0
-		for n := range 400 {
+		for n := range 250 {
 			if len(Compare(outcome(t, s, n, NoFault), outcome(t, s, n, f), true)) > 0 {
 				noticed++
 			}
 		}
-		t.Logf("fault %d shows in %d of 400 programs", f, noticed)
+		t.Logf("fault %d shows in %d of 250 programs", f, noticed)
 		if noticed == 0 {
 			t.Errorf("fault %d is not noticed", f)
 		}
