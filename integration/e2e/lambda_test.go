@@ -32,9 +32,11 @@ func startEmulator() error {
 	}
 	e.AddUser(lambdaemu.User{AccessKeyID: "AKE2E", SecretAccessKey: "secret", AssumeRole: []string{lambdaRole}})
 	e.AddRole(lambdaemu.Role{ARN: lambdaRole, Principals: []string{"*"}, ExternalID: "e2e", Invoke: []string{lambdaFunction + ":*"}})
+	os.Unsetenv("AWS_PROFILE")
+	os.Unsetenv("AWS_SESSION_TOKEN")
 	for k, v := range map[string]string{
 		"AWS_ENDPOINT_URL_LAMBDA": e.URL(), "AWS_ENDPOINT_URL_STS": e.URL(), "AWS_ACCESS_KEY_ID": "AKE2E", "AWS_SECRET_ACCESS_KEY": "secret",
-		"AWS_SESSION_TOKEN": "", "AWS_PROFILE": "", "AWS_REGION": "us-east-1", "AWS_EXTERNAL_ID": "e2e", "AWS_CONFIG_FILE": os.DevNull,
+		"AWS_REGION": "us-east-1", "AWS_EXTERNAL_ID": "e2e", "AWS_CONFIG_FILE": os.DevNull,
 		"AWS_SHARED_CREDENTIALS_FILE": os.DevNull, "AWS_EC2_METADATA_DISABLED": "true",
 	} {
 		if err := os.Setenv(k, v); err != nil {

@@ -72,10 +72,12 @@ func run(m *testing.M) int {
 	e.AddUser(lambdaemu.User{AccessKeyID: "AKNODE", SecretAccessKey: "secret", ARN: nodeRole, Invoke: []string{prefix + "own-*:*"},
 		AssumeRole: []string{"arn:aws:iam::" + account + ":role/invoke-*"}})
 	e.AddRole(lambdaemu.Role{ARN: invokeRole, Principals: []string{nodeRole}, ExternalID: externalID,
-		Invoke: []string{prefix + "greeter:*", prefix + "counter:*", prefix + "reminder:*"}})
+		Invoke: []string{prefix + "greeter:*", prefix + "counter:*", prefix + "reminder:*", prefix + "own-hour:*"}})
+	os.Unsetenv("AWS_PROFILE")
+	os.Unsetenv("AWS_SESSION_TOKEN")
 	for k, v := range map[string]string{
 		"AWS_ENDPOINT_URL_LAMBDA": e.URL(), "AWS_ENDPOINT_URL_STS": e.URL(), "AWS_ACCESS_KEY_ID": "AKNODE", "AWS_SECRET_ACCESS_KEY": "secret",
-		"AWS_SESSION_TOKEN": "", "AWS_PROFILE": "", "AWS_REGION": region, "AWS_EXTERNAL_ID": externalID,
+		"AWS_REGION": region, "AWS_EXTERNAL_ID": externalID,
 		"AWS_CONFIG_FILE": os.DevNull, "AWS_SHARED_CREDENTIALS_FILE": os.DevNull, "AWS_EC2_METADATA_DISABLED": "true",
 	} {
 		if err := os.Setenv(k, v); err != nil {

@@ -43,7 +43,7 @@ func TestPreflight(t *testing.T) {
 		{"protocol too old", fn("own-old", "old-protocol"), "", []string{"META0012", "[1, 3]", "[5, 7]", "Update the SDK"}},
 		{"streams", fn("own-streams", "streams"), "", []string{"META0015", "request/response"}},
 		{"no endpoint", fn("own-no-sdk", "no-sdk"), "", []string{"own-no-sdk:1", "no answer of an SDK endpoint, does it run one?"}},
-		{"does not start", fn("own-exit", "exit-at-start"), "", []string{"own-exit:1", "Runtime.ExitError", "see the function's log"}},
+		{"does not start", fn("own-no-start", "exit-at-start"), "", []string{"own-no-start:1", "Runtime.ExitError", "see the function's log"}},
 		{"throttled", throttled, "", []string{"own-throttled:1", "throttled"}},
 	} {
 		t.Run(x.name, func(t *testing.T) {
