@@ -55,7 +55,7 @@ type Config struct {
 	RetryMin, RetryMax time.Duration
 	// ReadHeaderTimeout is how long a client may take to send its headers.
 	ReadHeaderTimeout time.Duration
-	// BodyTimeout is how long a client may go without sending any of the body.
+	// BodyTimeout is how long a client may go without sending any of the body, or without taking any of the answer.
 	BodyTimeout time.Duration
 	// IdleTimeout closes connections without requests.
 	IdleTimeout time.Duration

@@ -604,6 +604,70 @@ func TestSilentBodyTimesOut(t *testing.T) {
 	}
 }
 
+// A client that asks for big results and never reads them must not keep them in memory.
+func TestClientThatDoesNotReadIsCutOff(t *testing.T) {
+	p := &partitions{do: func(context.Context, *recordpb.Request) (*recordpb.Reply, error) {
+		return success(strings.Repeat("x", 32<<20)), nil
+	}}
+	i := newIngress(t, p, func(c *Config) { c.BodyTimeout = 50 * time.Millisecond })
+	conn, err := net.Dial("tcp", serve(t, i))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	if _, err := io.WriteString(conn, "POST /Svc/raw HTTP/1.1\r\nHost: h\r\nContent-Length: 0\r\n\r\n"); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := io.ReadFull(conn, make([]byte, 100)); err != nil {
+		t.Fatal(err)
+	}
+	for deadline := time.Now().Add(10 * time.Second); i.inflight.Load() > 0; {
+		if time.Now().After(deadline) {
+			t.Fatal("the request still waits for its client after 10 s")
+		}
+		<-time.After(5 * time.Millisecond)
+	}
+}
+
+// A client that reads slowly, or asks again later on the same connection, is served.
+func TestSlowClientGetsAll(t *testing.T) {
+	const size = 8 << 20
+	p := &partitions{do: func(context.Context, *recordpb.Request) (*recordpb.Reply, error) {
+		return success(strings.Repeat("x", size)), nil
+	}}
+	conn, err := net.Dial("tcp", serve(t, newIngress(t, p, func(c *Config) { c.BodyTimeout = 500 * time.Millisecond })))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	r := bufio.NewReader(conn)
+	for range 2 {
+		if _, err := io.WriteString(conn, "POST /Svc/raw HTTP/1.1\r\nHost: h\r\nContent-Length: 0\r\n\r\n"); err != nil {
+			t.Fatal(err)
+		}
+		resp, err := http.ReadResponse(r, nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		n := 0
+		for buf := make([]byte, 1<<20); ; <-time.After(20 * time.Millisecond) {
+			m, err := resp.Body.Read(buf)
+			if n += m; err != nil {
+				break
+			}
+			if m, err = io.ReadFull(resp.Body, buf); err != nil {
+				n += m
+				break
+			}
+			n += m
+		}
+		if n != size {
+			t.Errorf("got %d bytes", n)
+		}
+		<-time.After(600 * time.Millisecond) // the deadline of the first answer is over when the second one comes
+	}
+}
+
 func TestOverload(t *testing.T) {
 	started, release := make(chan struct{}), make(chan struct{})
 	p := &partitions{do: func(context.Context, *recordpb.Request) (*recordpb.Reply, error) {

@@ -57,8 +57,36 @@ func (q *request) ok(status int, body []byte) {
 		q.w.Header()["Content-Length"] = zeroLength
 	}
 	q.w.WriteHeader(status)
-	if len(body) > 0 {
-		_, _ = q.w.Write(body) // the client is gone: nobody to tell
+	q.send(body)
+}
+
+const (
+	// smallBody fits into the buffers of the connection: writing it does not wait for the client.
+	smallBody = 4 << 10
+	// sendAtOnce is how much a client has to take within the time limit.
+	sendAtOnce = 256 << 10
+)
+
+// send writes the body of an answer. A slow client may take long, but one that takes nothing must not hold the result, and
+// its place among the concurrent requests, for ever.
+func (q *request) send(body []byte) {
+	if len(body) <= smallBody {
+		if len(body) > 0 {
+			_, _ = q.w.Write(body) // the client is gone: nobody to tell
+		}
+		return
+	}
+	rc := http.NewResponseController(q.w)
+	for len(body) > 0 {
+		n := min(len(body), sendAtOnce)
+		_ = rc.SetWriteDeadline(time.Now().Add(q.i.cfg.BodyTimeout)) // not supported by recorders in tests
+		if _, err := q.w.Write(body[:n]); err != nil {
+			return // the deadline stays: nothing more can be written
+		}
+		body = body[n:]
+	}
+	if rc.Flush() == nil {
+		_ = rc.SetWriteDeadline(time.Time{}) // the next request on the connection may wait for long
 	}
 }
 
