@@ -170,6 +170,7 @@ func (l *leader) run(t *testing.T, service, key string, input any) <-chan []byte
 // TestHourOfSleep: a workflow that sleeps an hour does not call its function in that hour, at whatever time one looks, and
 // needs four calls for run, sleep and run. The hour passes on the partition's clock.
 func TestHourOfSleep(t *testing.T) {
+	t.Parallel()
 	const function = "own-hour"
 	l := lead(t, deploy(t, lambdaemu.Function{}, function, sample(t, "reminder")))
 	result := l.run(t, "Reminder", "tea", map[string]any{"text": "tea", "afterSeconds": 3600})

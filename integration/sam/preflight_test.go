@@ -9,6 +9,7 @@ import (
 
 // TestPreflight: a dry run of a registration says in one answer what is missing, in words that name it.
 func TestPreflight(t *testing.T) {
+	t.Parallel()
 	s := server(t)
 	good := faulty(t)
 	fn := func(name, mode string) string {

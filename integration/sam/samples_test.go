@@ -40,6 +40,7 @@ func TestBootstraps(t *testing.T) {
 
 // TestSamples registers the samples as the README says, first as a dry run, and uses them.
 func TestSamples(t *testing.T) {
+	t.Parallel()
 	s := server(t)
 	for _, name := range []string{"greeter", "counter", "reminder"} {
 		arn := deploy(t, lambdaemu.Function{}, name, sample(t, name))

@@ -121,6 +121,7 @@ func TestInvokeRole(t *testing.T) {
 
 // TestCfnLint asks cfn-lint, which knows all of CloudFormation, where it is installed (make -C sam lint installs it).
 func TestCfnLint(t *testing.T) {
+	t.Parallel()
 	path, err := exec.LookPath("cfn-lint")
 	if err != nil {
 		if path, err = exec.LookPath("../../sam/build/venv/bin/cfn-lint"); err != nil {

@@ -17,6 +17,7 @@ import (
 // TestThrottling queues 200 invocations at a function that may run 2 at once, in a server that has 8 slots for attempts and
 // fails an invocation at its second counted failure. All must finish, and a service at a URL must not notice.
 func TestThrottling(t *testing.T) {
+	t.Parallel()
 	onlyHere(t, "the reference server counts refused calls as attempts, so invocations fail here")
 	const queued, room, slots = 200, 2, 8
 	s := harness.Start(t, serverKind, map[string]string{
