@@ -73,9 +73,8 @@ func (a *attempt) applied(sequence uint64) { a.send.acknowledge(sequence) }
 // halfClose asks the service to suspend; it has the abort timeout to obey.
 func (a *attempt) halfClose() { a.idle.halfClose() }
 
-// run is the goroutine of the attempt.
+// run is the attempt, on a goroutine of the partition.
 func (a *attempt) run() {
-	defer a.p.wg.Done()
 	defer a.cancel(nil)
 	a.startedAt = time.Now()
 	f, err := a.exchange()

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"log/slog"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"perdure/control/cluster"
@@ -26,6 +27,8 @@ type Partition struct {
 	ctx    context.Context // ends with Close; parent of the attempts' contexts
 	cancel context.CancelFunc
 	wg     sync.WaitGroup // goroutines of attempts
+	next   chan *attempt  // unbuffered: taken by goroutines that are through with their attempt
+	idle   atomic.Int32   // how many of them there are
 
 	mu struct {
 		sync.Mutex
@@ -37,6 +40,7 @@ type Partition struct {
 func newPartition(p *Pool, id cluster.PartitionID, host Host) *Partition {
 	pt := &Partition{pool: p, id: id, host: host, log: p.deps.Logger.With("component", "invoker", "partition", id)}
 	pt.ctx, pt.cancel = context.WithCancel(context.Background())
+	pt.next = make(chan *attempt)
 	pt.mu.invocations = make(map[ident.InvocationID]*invocation)
 	return pt
 }
@@ -154,8 +158,33 @@ func (p *Partition) startLocked(inv *invocation) {
 	a := newAttempt(inv, inv.fresh)
 	inv.fresh, inv.attempt = nil, a
 	p.pool.metrics.started.Inc()
-	p.wg.Add(1)
-	go a.run()
+	select {
+	case p.next <- a:
+	default:
+		p.wg.Go(func() { p.work(a) })
+	}
+}
+
+// maxIdle bounds the goroutines of a partition that wait for an attempt.
+const maxIdle = 8
+
+// work runs an attempt and then some more: a goroutine that has run one has the stack that the next one needs, which
+// would grow anew in every new goroutine.
+func (p *Partition) work(a *attempt) {
+	for {
+		a.run()
+		a = nil // not kept while waiting
+		if p.idle.Add(1) > maxIdle {
+			p.idle.Add(-1)
+			return
+		}
+		select {
+		case a = <-p.next:
+			p.idle.Add(-1)
+		case <-p.ctx.Done():
+			return
+		}
+	}
 }
 
 // Notify tells that a notification was appended to the journal at entryIndex. raw is not changed afterwards.

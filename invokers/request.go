@@ -42,7 +42,10 @@ func (c *endpointCache) get(d *schema.Deployment, cfg *Config) (*endpoint, error
 
 func addressOf(d *schema.Deployment) (transport.Endpoint, error) {
 	if l := d.Address.Lambda; l != nil {
-		return transport.LambdaFunction(l.ARN, l.AssumeRoleARN, l.Compression == "zstd"), nil
+		ep := transport.LambdaFunction(l.ARN, l.AssumeRoleARN, l.Compression == "zstd")
+		var err error
+		ep.Concurrency, err = d.LambdaConcurrency()
+		return ep, err
 	}
 	h := d.Address.HTTP
 	if h == nil {

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"reflect"
+	"runtime"
 	"strings"
 	"testing"
 	"testing/synctest"
@@ -830,6 +831,45 @@ func TestCallee(t *testing.T) {
 
 // TestConcurrencyLimit: no more attempts than slots; first come, first served; a slot is free while its
 // invocation is suspended or waits long, and kept for a short wait.
+// TestIdleGoroutines: goroutines are used again, no more of them wait than is allowed, and Close (called when the world
+// ends) ends them.
+func TestIdleGoroutines(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		const burst = 3 * maxIdle
+		together := make(chan struct{})
+		var scripts []func(*service)
+		for range burst {
+			scripts = append(scripts, func(v *service) { <-together; echo(v) })
+		}
+		w := newWorld(t, nil, append(scripts, echo)...)
+		for n := range byte(burst) {
+			w.log.invoke(invocationID(n+1), plain(), true)
+		}
+		synctest.Wait()
+		if n := w.partition.idle.Load(); n != 0 {
+			t.Errorf("%d goroutines are idle during the burst", n)
+		}
+		close(together)
+		for n := range byte(burst) {
+			w.log.await(invocationID(n+1), "ended")
+		}
+		synctest.Wait()
+		if n := w.partition.idle.Load(); n != maxIdle {
+			t.Errorf("%d goroutines are idle after the burst, want %d", n, maxIdle)
+		}
+		before := runtime.NumGoroutine()
+		w.log.invoke(invocationID(burst+1), plain(), true)
+		w.log.await(invocationID(burst+1), "ended")
+		synctest.Wait()
+		if n := w.partition.idle.Load(); n != maxIdle {
+			t.Errorf("%d goroutines are idle after one more attempt, want %d", n, maxIdle)
+		}
+		if after := runtime.NumGoroutine(); after > before {
+			t.Errorf("%d goroutines after one more attempt, %d before", after, before)
+		}
+	})
+}
+
 func TestConcurrencyLimit(t *testing.T) {
 	bubble(t, func(t *testing.T) {
 		order := make(chan ident.InvocationID, 10)

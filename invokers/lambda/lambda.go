@@ -144,6 +144,7 @@ func (c *Client) Open(ctx context.Context, ep transport.Endpoint, req transport.
 	if err != nil {
 		return nil, err
 	}
+	fn.limiter.setMax(c.maxConcurrency(ep))
 	if err := fn.limiter.acquire(ctx, ep.Function); err != nil {
 		if transport.KindOf(err) == transport.Throttled {
 			c.metrics.throttles.WithLabelValues(fn.label, "limiter").Inc()
@@ -151,6 +152,14 @@ func (c *Client) Open(ctx context.Context, ep transport.Endpoint, req transport.
 		return nil, err
 	}
 	return newStream(ctx, c, fn, ep, req), nil
+}
+
+// maxConcurrency is the cap of a deployment, below that of the client.
+func (c *Client) maxConcurrency(ep transport.Endpoint) int {
+	if ep.Concurrency > 0 {
+		return min(ep.Concurrency, c.cfg.MaxConcurrency)
+	}
+	return c.cfg.MaxConcurrency
 }
 
 // function finds what is known of a function.

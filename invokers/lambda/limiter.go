@@ -19,9 +19,8 @@ import (
 // It exists for the others: attempts of a throttled function end at once with Throttled and wait in the retry queue,
 // instead of taking invoker slots. Only as many as may run wait here for a permit, so that none lies idle.
 type limiter struct {
-	max int // the limit while nothing was refused
-
 	mu       sync.Mutex
+	max      int // the limit while nothing was refused
 	limit    float64
 	running  int
 	waiters  []*permit
@@ -44,6 +43,21 @@ const (
 var errBusy = errors.New("function runs as many calls as it seems to be allowed")
 
 func newLimiter(max int) *limiter { return &limiter{max: max, limit: float64(max), step: 1} }
+
+// setMax changes the limit while nothing was refused. What refusals taught is kept. Versions of a function share its
+// limiter, so the cap of the version that is called last counts.
+func (l *limiter) setMax(max int) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if max == l.max {
+		return
+	}
+	if l.limit == float64(l.max) {
+		l.limit = float64(max)
+	}
+	l.limit = min(l.limit, float64(max))
+	l.max = max
+}
 
 // acquire takes a permit. It fails with Throttled when the function is at its limit.
 func (l *limiter) acquire(ctx context.Context, name string) error {

@@ -29,6 +29,8 @@ type Endpoint struct {
 	Function string
 	// Role is the ARN of the role to assume for calling Function, or "".
 	Role string
+	// Concurrency is how many calls of Function may run at once, 0 for the transport's own limit.
+	Concurrency int
 	// Zstd says that Function announced that it understands zstd compressed bodies.
 	Zstd bool
 }

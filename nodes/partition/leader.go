@@ -1,6 +1,7 @@
 package partition
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -291,7 +292,7 @@ func (l *leader) fireTimers(now time.Time) (wake time.Time, err error) {
 		c := &recordpb.Command{
 			PartitionKey: uint64(k.ID.PartitionKey()),
 			Kind: &recordpb.Command_Timer{Timer: &recordpb.Timer{
-				FireAtMs: k.FireAtMs, Kind: uint32(k.Kind), InvocationId: k.ID[:], CompletionId: k.CompletionID,
+				FireAtMs: k.FireAtMs, Kind: uint32(k.Kind), InvocationId: bytes.Clone(k.ID[:]), CompletionId: k.CompletionID,
 			}},
 		}
 		if !l.offer(c) {
