@@ -178,6 +178,8 @@ func (r *Results) Write(w io.Writer) {
 	}
 	fmt.Fprintf(w, "\nRatio is B/A of the medians; ↑ more is better, ↓ less is better; a ratio in B's favour is bold. Spread is (max − min)/median over the rounds.\n")
 
+	r.writeTargets(w)
+
 	table := func(only map[string]bool) {
 		if b == "" {
 			fmt.Fprintf(w, "\n| workload | metric | unit | median | spread |\n|---|---|---|---:|---:|\n")
