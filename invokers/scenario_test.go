@@ -829,8 +829,6 @@ func TestCallee(t *testing.T) {
 	})
 }
 
-// TestConcurrencyLimit: no more attempts than slots; first come, first served; a slot is free while its
-// invocation is suspended or waits long, and kept for a short wait.
 // TestIdleGoroutines: goroutines are used again, no more of them wait than is allowed, and Close (called when the world
 // ends) ends them.
 func TestIdleGoroutines(t *testing.T) {
@@ -870,6 +868,8 @@ func TestIdleGoroutines(t *testing.T) {
 	})
 }
 
+// TestConcurrencyLimit: no more attempts than slots; first come, first served; a slot is free while its
+// invocation is suspended or waits long, and kept for a short wait.
 func TestConcurrencyLimit(t *testing.T) {
 	bubble(t, func(t *testing.T) {
 		order := make(chan ident.InvocationID, 10)
