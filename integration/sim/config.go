@@ -111,7 +111,7 @@ func draw(e *engine, o Options) config {
 		c.faults = 0
 	}
 	c.nemesisMean = [...]time.Duration{2 * time.Second, 5 * time.Second, 20 * time.Second}[rng.IntN(3)]
-	c.appendMean = [...]time.Duration{500 * time.Millisecond, 2 * time.Second, 8 * time.Second}[rng.IntN(3)]
+	c.appendMean = [...]time.Duration{700 * time.Millisecond, 3 * time.Second, 10 * time.Second}[rng.IntN(3)]
 	if o.Core {
 		c.nemesisMean *= 2
 		c.appendMean = [...]time.Duration{time.Second, 4 * time.Second, 15 * time.Second}[rng.IntN(3)]

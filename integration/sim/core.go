@@ -93,7 +93,22 @@ func (c *core) begin() {
 		r.value, r.version = value, 1
 		c.control(p)
 	}
+	if c.w.cfg.has(Move) {
+		c.wander()
+	}
 	c.clients.begin()
+}
+
+// wander moves leaderships often: what goes wrong between two leaders needs two leaders.
+func (c *core) wander() {
+	w := c.w
+	w.after(w.exponential(nemesis, 10*time.Second), func() {
+		if w.quiet {
+			return
+		}
+		w.move()
+		c.wander()
+	})
 }
 
 // control moves the leadership of a partition whose leader is gone to a node that is there.

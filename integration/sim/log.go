@@ -43,7 +43,7 @@ func newLogHandle(n *node, id cluster.LogID) *logHandle {
 // poll is what a watch of the metadata does after it has missed something.
 func (h *logHandle) poll() {
 	h.reload(func(error) {})
-	h.n.after(h.n.w.between(network, 5*time.Second, 10*time.Second), h.poll)
+	h.n.after(h.n.w.between(network, 10*time.Second, 20*time.Second), h.poll)
 }
 
 // reload reads the chain.

@@ -104,6 +104,11 @@ func (o *oracle) complete(n *node, id cluster.LogletID, from, to cluster.Offset)
 func (o *oracle) loaded(n *node, id cluster.LogletID, l *logserver.Loglet) {
 	m := n.store.load(id)
 	if m.DataLoss {
+		out := &logserver.Output{}
+		l.Info(nil, &logserver.InfoRequest{}, out)
+		if st := out.Replies[0].State.Status; st != logserver.StatusDataLoss {
+			violated("loss", "node %s has lost records of loglet %s and answers for it with status %v", n.id, id, st)
+		}
 		return
 	}
 	st := l.State(logserver.StatusOK)
