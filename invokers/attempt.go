@@ -12,6 +12,7 @@ import (
 	"perdure/control/schema"
 	"perdure/invokers/invocationpb"
 	"perdure/invokers/protocol"
+	"perdure/invokers/tracing"
 	"perdure/invokers/transport"
 )
 
@@ -43,6 +44,7 @@ type attempt struct {
 	terminal  bool // the last message was received
 	warned    bool // about a big message
 	startedAt time.Time
+	span      *tracing.Attempt // nil: not traced
 
 	send sender
 	idle watchdog
@@ -78,6 +80,10 @@ func (a *attempt) run() {
 	defer a.cancel(nil)
 	a.startedAt = time.Now()
 	f, err := a.exchange()
+	if f != nil {
+		a.traceFailure(f)
+	}
+	a.span.End()
 	switch {
 	case f != nil:
 		a.fail(f)
@@ -165,6 +171,7 @@ func (a *attempt) prepare() (*failure, error) {
 	}
 	a.pinned = !j.Deployment.IsZero()
 	a.printableID = a.inv.id.String()
+	a.trace()
 	a.path = "/invoke/" + j.Target.GetService() + "/" + j.Target.GetHandler()
 	for i := range j.Entries {
 		if protocol.IsCommand(j.Entries[i].Type) {
@@ -186,6 +193,35 @@ func (a *attempt) eagerStateLimit(target *invocationpb.Target, pinned ident.Depl
 		return 0
 	}
 	return a.pool.cfg.EagerStateLimit
+}
+
+// trace begins the attempt's span, and tells that the invocation began if this is its first attempt.
+func (a *attempt) trace() {
+	t, j := a.pool.deps.Tracer, a.journal
+	if t == nil || j.TraceParent == "" {
+		return
+	}
+	i := tracing.Invocation{
+		ID: a.inv.id, Service: j.Target.GetService(), Handler: j.Target.GetHandler(), Key: j.Target.GetKey(), Keyed: keyed(j.Target),
+		Parent: tracing.Context{Parent: j.TraceParent, State: j.TraceState},
+	}
+	a.p.mu.Lock()
+	first := !a.pinned && a.inv.starts == 1
+	a.p.mu.Unlock()
+	if first {
+		t.Started(i)
+	}
+	a.span = t.Attempt(i, tracing.Deployment{ID: a.deployment.ID.String(), Address: a.deployment.Address.String(), Protocol: a.version})
+}
+
+func (a *attempt) traceFailure(f *failure) {
+	if f.yielded {
+		a.span.Yielded()
+		return
+	}
+	if a.span != nil {
+		a.span.Failed(f.message)
+	}
 }
 
 var errStale = errors.New("the invocation runs in another incarnation")

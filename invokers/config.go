@@ -12,6 +12,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 
 	"perdure/control/ident"
+	"perdure/invokers/tracing"
 	"perdure/invokers/transport"
 )
 
@@ -38,8 +39,6 @@ type Config struct {
 	AdditionalHeaders []transport.Field
 	// AnnounceV7 lets new invocations use version 7 of the service protocol when their deployment speaks it.
 	AnnounceV7 bool
-	// Tracing sends traceparent and tracestate of invocations that have a trace context.
-	Tracing bool
 	// DrainTimeout is how long the end of a response is waited for after its last message; 5 s.
 	DrainTimeout time.Duration
 	// YieldDelay is how long an attempt that found no memory waits before it is tried again; 1 s.
@@ -108,6 +107,8 @@ type Deps struct {
 	Signer Signer
 	// Logger may be nil: nothing is logged then.
 	Logger *slog.Logger
+	// Tracer may be nil: then there are no spans, and services get no trace context.
+	Tracer *tracing.Tracer
 	// Metrics may be nil: metrics are then not collected by anybody.
 	Metrics prometheus.Registerer
 	// Now is the wall clock; time.Now when nil.

@@ -3,7 +3,9 @@ package invokers
 import (
 	"errors"
 	"fmt"
+	"strings"
 
+	"perdure/invokers/invocationpb"
 	"perdure/invokers/protocol"
 )
 
@@ -191,6 +193,7 @@ func (a *attempt) command(f protocol.Frame) *failure {
 		fail.related = &relatedCommand{index: index, typ: f.Type, name: protocol.CommandName(f.Payload)}
 		return fail
 	}
+	a.traceCommand(f, effect.GetCommand().GetCallee())
 	a.commands++
 	a.progress = true
 	a.output = a.output || f.Type == protocol.TypeOutput
@@ -199,6 +202,18 @@ func (a *attempt) command(f protocol.Frame) *failure {
 	}
 	a.add(effect)
 	return nil
+}
+
+// traceCommand tells of a command. What it calls has the attempt as its parent.
+func (a *attempt) traceCommand(f protocol.Frame, callee *invocationpb.Effect_Callee) {
+	if a.span == nil {
+		return
+	}
+	a.span.Command(strings.Replace(protocol.Label(f.Type), ": ", "/", 1), protocol.CommandName(f.Payload))
+	if callee != nil {
+		c := a.span.Context()
+		callee.TraceParent, callee.TraceState = c.Parent, c.State
+	}
 }
 
 func (a *attempt) runProposal(f protocol.Frame) *failure {
@@ -213,6 +228,7 @@ func (a *attempt) runProposal(f protocol.Frame) *failure {
 		a.send.ackRun(id)
 	}
 	a.progress = true
+	a.span.RunEnded(id)
 	a.add(runEffect(id, value, failed))
 	return nil
 }
@@ -240,6 +256,7 @@ func (a *attempt) suspension(raw []byte) (*failure, error) {
 		return badMessage(err), nil
 	}
 	a.terminal = true
+	a.span.Suspended()
 	a.pin()
 	return nil, a.end(suspendedEffect(future))
 }

@@ -5,7 +5,6 @@ import (
 	"strings"
 	"sync"
 
-	"perdure/control/ident"
 	"perdure/control/schema"
 	"perdure/invokers/transport"
 )
@@ -95,11 +94,9 @@ func (p *Pool) appendHeaders(dst []transport.Field, a *attempt) []transport.Fiel
 		subject = &key
 		dst = append(dst, transport.Field{Name: "x-restate-service-key", Value: percentEncode(key), NoIndex: true})
 	}
-	if p.cfg.Tracing && a.journal.TraceParent != "" {
-		if tp, ok := childTrace(a.journal.TraceParent, p.deps.NewID(p.deps.Now())); ok {
-			dst = append(dst, transport.Field{Name: "traceparent", Value: tp, NoIndex: true},
-				transport.Field{Name: "tracestate", Value: a.journal.TraceState, NoIndex: true})
-		}
+	if c := a.span.Context(); c.Parent != "" {
+		dst = append(dst, transport.Field{Name: "traceparent", Value: c.Parent, NoIndex: true},
+			transport.Field{Name: "tracestate", Value: c.State, NoIndex: true})
 	}
 	if p.deps.Signer != nil {
 		dst = p.deps.Signer.Headers(dst, p.deps.Now(), a.path, subject)
@@ -133,25 +130,4 @@ func percentEncode(s string) string {
 
 func unreserved(c byte) bool {
 	return 'a' <= c && c <= 'z' || 'A' <= c && c <= 'Z' || '0' <= c && c <= '9' || c == '-' || c == '.' || c == '_' || c == '~'
-}
-
-// childTrace is the trace context of an attempt: the trace and the sampling flag of the invocation with a
-// new span id, taken from the random part of r.
-func childTrace(parent string, r ident.Random) (string, bool) {
-	// version "-" trace id "-" span id "-" flags
-	if len(parent) != 55 || parent[2] != '-' || parent[35] != '-' || parent[52] != '-' {
-		return "", false
-	}
-	const hex = "0123456789abcdef"
-	b := make([]byte, 0, 55)
-	b = append(b, "00-"...)
-	b = append(b, parent[3:36]...)
-	for _, c := range r.ULID[8:] {
-		b = append(b, hex[c>>4], hex[c&15])
-	}
-	sampled := byte('0')
-	if strings.IndexByte("13579bdf", parent[54]) >= 0 {
-		sampled = '1'
-	}
-	return string(append(b, '-', '0', sampled)), true
 }

@@ -41,7 +41,7 @@ var foreign = []struct {
 	{"ingress.kafka-clusters", "[]", "this version reads from no Kafka cluster"},
 	{"ingress.experimental-kafka-*", "", "this version reads from no Kafka cluster"},
 	{"tracing-filter", "*", ""},
-	{"tracing-*", "", "this version exports no traces"},
+	{"tracing-*", "", "this version exports the spans of invocations over OTLP gRPC only"},
 	{"experimental-enable-*", "false", "this version does not have that feature"},
 	{"worker.invoker.http-proxy", "", "services are always called directly"},
 	{"worker.invoker.no-proxy", "*", ""},

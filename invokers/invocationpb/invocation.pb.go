@@ -1099,8 +1099,11 @@ type Effect_Callee struct {
 	Target                *Target                `protobuf:"bytes,2,opt,name=target,proto3" json:"target,omitempty"`
 	CompletionRetentionMs uint64                 `protobuf:"varint,3,opt,name=completion_retention_ms,json=completionRetentionMs,proto3" json:"completion_retention_ms,omitempty"`
 	JournalRetentionMs    uint64                 `protobuf:"varint,4,opt,name=journal_retention_ms,json=journalRetentionMs,proto3" json:"journal_retention_ms,omitempty"`
-	unknownFields         protoimpl.UnknownFields
-	sizeCache             protoimpl.SizeCache
+	// The trace context of the attempt that calls; empty: that of its invocation.
+	TraceParent   string `protobuf:"bytes,5,opt,name=trace_parent,json=traceParent,proto3" json:"trace_parent,omitempty"`
+	TraceState    string `protobuf:"bytes,6,opt,name=trace_state,json=traceState,proto3" json:"trace_state,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
 }
 
 func (x *Effect_Callee) Reset() {
@@ -1159,6 +1162,20 @@ func (x *Effect_Callee) GetJournalRetentionMs() uint64 {
 		return x.JournalRetentionMs
 	}
 	return 0
+}
+
+func (x *Effect_Callee) GetTraceParent() string {
+	if x != nil {
+		return x.TraceParent
+	}
+	return ""
+}
+
+func (x *Effect_Callee) GetTraceState() string {
+	if x != nil {
+		return x.TraceState
+	}
+	return ""
 }
 
 // RunCompletion is the result of a run, proposed by the SDK.
@@ -1552,7 +1569,7 @@ const file_invokers_invocationpb_invocation_proto_rawDesc = "" +
 	"\x0fFIRST_COMPLETED\x10\x01\x12\x11\n" +
 	"\rALL_COMPLETED\x10\x02\x12!\n" +
 	"\x1dFIRST_SUCCEEDED_OR_ALL_FAILED\x10\x03\x12!\n" +
-	"\x1dALL_SUCCEEDED_OR_FIRST_FAILED\x10\x04\"\xa0\r\n" +
+	"\x1dALL_SUCCEEDED_OR_FIRST_FAILED\x10\x04\"\xe4\r\n" +
 	"\x06Effect\x12H\n" +
 	"\x06pinned\x18\x01 \x01(\v2..perdure.invocation.v1.Effect.PinnedDeploymentH\x00R\x06pinned\x12A\n" +
 	"\acommand\x18\x02 \x01(\v2%.perdure.invocation.v1.Effect.CommandH\x00R\acommand\x12?\n" +
@@ -1568,12 +1585,15 @@ const file_invokers_invocationpb_invocation_proto_rawDesc = "" +
 	"\aCommand\x12\x12\n" +
 	"\x04type\x18\x01 \x01(\rR\x04type\x12\x10\n" +
 	"\x03raw\x18\x02 \x01(\fR\x03raw\x12<\n" +
-	"\x06callee\x18\x03 \x01(\v2$.perdure.invocation.v1.Effect.CalleeR\x06callee\x1a\xce\x01\n" +
+	"\x06callee\x18\x03 \x01(\v2$.perdure.invocation.v1.Effect.CalleeR\x06callee\x1a\x92\x02\n" +
 	"\x06Callee\x12#\n" +
 	"\rinvocation_id\x18\x01 \x01(\fR\finvocationId\x125\n" +
 	"\x06target\x18\x02 \x01(\v2\x1d.perdure.invocation.v1.TargetR\x06target\x126\n" +
 	"\x17completion_retention_ms\x18\x03 \x01(\x04R\x15completionRetentionMs\x120\n" +
-	"\x14journal_retention_ms\x18\x04 \x01(\x04R\x12journalRetentionMs\x1ak\n" +
+	"\x14journal_retention_ms\x18\x04 \x01(\x04R\x12journalRetentionMs\x12!\n" +
+	"\ftrace_parent\x18\x05 \x01(\tR\vtraceParent\x12\x1f\n" +
+	"\vtrace_state\x18\x06 \x01(\tR\n" +
+	"traceState\x1ak\n" +
 	"\rRunCompletion\x12#\n" +
 	"\rcompletion_id\x18\x01 \x01(\rR\fcompletionId\x125\n" +
 	"\x06result\x18\x02 \x01(\v2\x1d.perdure.invocation.v1.ResultR\x06result\x1aF\n" +

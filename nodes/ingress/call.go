@@ -17,6 +17,7 @@ import (
 	"perdure/control/ident"
 	"perdure/control/schema"
 	"perdure/invokers/invocationpb"
+	"perdure/invokers/tracing"
 	"perdure/nodes/record/recordpb"
 )
 
@@ -61,6 +62,7 @@ func (q *request) invoke() error {
 		return err
 	}
 	q.fill(h, c, body)
+	defer q.span.End()
 	reply, err := q.do(c.id.PartitionKey(), &c.req, c.idempotent)
 	if err != nil {
 		return err
@@ -134,12 +136,23 @@ func (q *request) fill(h *schema.Handler, c *invocation, body []byte) {
 	inv.RequestId = c.rnd[:16:16]
 	inv.CompletionRetentionMs = uint64(retention.Completion.Milliseconds())
 	inv.JournalRetentionMs = uint64(retention.Journal.Milliseconds())
-	inv.TraceParent, _ = first(q.r.Header, "Traceparent")
-	inv.TraceState, _ = first(q.r.Header, "Tracestate")
+	q.trace(c)
 
 	c.invoke.Invocation, c.invoke.WaitOutput = inv, q.rt.kind == routeCall
 	c.kind.Invoke = &c.invoke
 	c.req.Id, c.req.Kind = inv.RequestId, &c.kind
+}
+
+// trace begins the request's span, which the invocation gets as its parent. Without tracing it gets what the client sent.
+func (q *request) trace(c *invocation) {
+	var client tracing.Context
+	client.Parent, _ = first(q.r.Header, "Traceparent")
+	client.State, _ = first(q.r.Header, "Tracestate")
+	if t := q.i.tracer; t != nil {
+		q.span = t.Ingress(tracing.Invocation{ID: c.id, Service: c.target.Service, Handler: c.target.Handler, Key: c.target.Key, Keyed: q.rt.keyed, Parent: client}, q.r.RemoteAddr)
+		client = q.span.Context()
+	}
+	c.inv.TraceParent, c.inv.TraceState = client.Parent, client.State
 }
 
 // headers are those that the handler sees: the path first, then what the client sent, sorted, the first value of each. Headers

@@ -23,6 +23,7 @@ import (
 
 	"perdure/control/cluster"
 	"perdure/control/schema"
+	"perdure/invokers/tracing"
 	"perdure/nodes/record/recordpb"
 )
 
@@ -99,6 +100,8 @@ type Deps struct {
 	Schemas    Schemas
 	Log        *slog.Logger
 	Metrics    prometheus.Registerer
+	// Tracer may be nil: then there are no spans, and invocations get the client's trace context as it is.
+	Tracer *tracing.Tracer
 	// Now is the time in the ids of invocations and for delays.
 	Now func() time.Time
 	// Rand fills b with random bytes; it must be safe for concurrent use.
@@ -112,6 +115,7 @@ type Ingress struct {
 	schemas    Schemas
 	log        *slog.Logger
 	metrics    *metrics
+	tracer     *tracing.Tracer
 	now        func() time.Time
 	rand       func([]byte)
 	echo       *echo.Echo
@@ -128,7 +132,7 @@ func New(cfg Config, deps Deps) (*Ingress, error) {
 		return nil, err
 	}
 	i := &Ingress{
-		cfg: cfg, partitions: deps.Partitions, schemas: deps.Schemas, log: deps.Log,
+		cfg: cfg, partitions: deps.Partitions, schemas: deps.Schemas, log: deps.Log, tracer: deps.Tracer,
 		now: deps.Now, rand: deps.Rand,
 	}
 	if i.now == nil {

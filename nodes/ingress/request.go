@@ -11,6 +11,7 @@ import (
 
 	"perdure/control/cluster"
 	"perdure/control/schema"
+	"perdure/invokers/tracing"
 	"perdure/nodes/record/recordpb"
 )
 
@@ -23,6 +24,7 @@ type request struct {
 	rt          route
 	path, query string
 	start       time.Time
+	span        *tracing.Ingress // nil: not traced, or not an invocation
 }
 
 func (q *request) serve() error {

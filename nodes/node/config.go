@@ -60,6 +60,8 @@ type Config struct {
 	// Fabric is where other nodes, metrics and the health check reach this node. Default: 127.0.0.1:5122.
 	Fabric Listener
 
+	Tracing Tracing
+
 	Retention Retention
 	// RetryPolicy applies to invocations whose service and handler say nothing of their own.
 	RetryPolicy RetryPolicy `key:"default-retry-policy"`
@@ -76,6 +78,25 @@ type Config struct {
 	Bifrost        Bifrost        `key:"bifrost"`
 	Worker         Worker         `key:"worker"`
 	TLS            TLS            `key:"tls"`
+}
+
+// Tracing exports spans of invocations to an OpenTelemetry collector, over OTLP gRPC.
+type Tracing struct {
+	// Endpoint is the collector's URL, such as http://localhost:4317; schemes are http, https, grpc and otlp+grpc, and only
+	// https encrypts. Default: none, nothing is traced.
+	Endpoint string `key:"tracing-endpoint"`
+	// ServicesEndpoint is used instead of Endpoint for the spans of invocations, which at present are all that there are.
+	ServicesEndpoint string `key:"tracing-services-endpoint"`
+	// Headers go with each export, for instance an authorization. Default: none.
+	Headers map[string]string `key:"tracing-headers" secret:"true"`
+}
+
+// endpoint is where spans go; empty for nowhere.
+func (t *Tracing) endpoint() string {
+	if t.ServicesEndpoint != "" {
+		return t.ServicesEndpoint
+	}
+	return t.Endpoint
 }
 
 // Listener is one TCP address to serve and the URL under which others know it.

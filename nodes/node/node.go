@@ -25,6 +25,7 @@ import (
 	"perdure/invokers/h2"
 	"perdure/invokers/identity"
 	"perdure/invokers/lambda"
+	"perdure/invokers/tracing"
 	"perdure/invokers/transport"
 	"perdure/nodes/bifrost"
 	"perdure/nodes/ingress"
@@ -45,6 +46,7 @@ type Node struct {
 	began    time.Time
 	self     cluster.GenNodeID
 	registry *prometheus.Registry // nil: no metrics
+	tracer   *tracing.Tracer      // nil: no spans
 
 	listeners struct{ ingress, admin, fabric net.Listener }
 	worker    atomic.Pointer[worker.Worker]
@@ -82,6 +84,9 @@ func Start(ctx context.Context, cfg Config, version string, logger *slog.Logger)
 	if !cfg.DisablePrometheus {
 		n.registry = prometheus.NewRegistry()
 		n.registry.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
+	}
+	if err := n.startTracing(); err != nil {
+		return nil, err
 	}
 	ctx, cancel := context.WithTimeout(ctx, cfg.InitializationTimeout)
 	defer cancel()
@@ -325,7 +330,7 @@ func (n *Node) openInvokers(schemas invokers.SchemaSource) (*services, *invokers
 	ic.AnnounceV7 = n.cfg.Features.ProtocolV7
 	ic.AdditionalHeaders = additionalHeaders(ic.AdditionalHeaders, c.AdditionalRequestHeaders)
 	s.headers = ic.AdditionalHeaders
-	deps := invokers.Deps{Schema: schemas, Transport: s.transport, Logger: n.log, Metrics: n.registerer()}
+	deps := invokers.Deps{Schema: schemas, Transport: s.transport, Logger: n.log, Metrics: n.registerer(), Tracer: n.tracer}
 	if s.signer != nil {
 		deps.Signer = s.signer
 	}
@@ -381,6 +386,7 @@ func (n *Node) startWorker(m *membership, b *bifrost.Bifrost, pool *invokers.Poo
 		CleanupInterval: min(wc.CleanupInterval, maxCleanupInterval),
 		TrimDelay:       wc.TrimDelay,
 	}
+	pc.Listener.Ended = n.traceEnd
 	if wc.TimersInMemory != nil {
 		pc.TimersInMemory = *wc.TimersInMemory
 	}
@@ -414,7 +420,7 @@ func (n *Node) serveAll(m *membership, schemas *registry.Registry, s *services, 
 	}
 	ic.MaxConcurrentStreams = n.cfg.Ingress.MaxConcurrentStreams
 	ic.NoAutoIdempotency = n.cfg.DisableAutoIdempotency
-	in, err := ingress.New(ic, ingress.Deps{Partitions: w, Schemas: schemas, Log: n.log, Metrics: n.registerer()})
+	in, err := ingress.New(ic, ingress.Deps{Partitions: w, Schemas: schemas, Log: n.log, Metrics: n.registerer(), Tracer: n.tracer})
 	if err != nil {
 		return err
 	}

@@ -10,6 +10,8 @@ import (
 	"strconv"
 	"strings"
 	"time"
+
+	"perdure/invokers/tracing"
 )
 
 // An InvalidError says which setting cannot be and what the rule is.
@@ -58,6 +60,7 @@ func (c *checks) size(key string, v, min, max Bytes) {
 func (c *Config) Validate() error {
 	var k checks
 	c.validateNode(&k)
+	c.validateTracing(&k)
 	c.validateAddresses(&k)
 	c.validateInvocations(&k)
 	c.validateLog(&k)
@@ -239,4 +242,17 @@ func (i *Invoker) validate(k *checks, record Bytes) {
 	k.positive(p+"lambda-concurrency-limit", i.LambdaConcurrency)
 	k.that(i.AWSExternalID == "" || len(i.AWSExternalID) >= 2 && len(i.AWSExternalID) <= 1224 && externalID.MatchString(i.AWSExternalID), p+"aws-assume-role-external-id",
 		"is %q: STS takes 2 to 1224 letters, digits and +=,.@:/-_", i.AWSExternalID)
+}
+
+func (c *Config) validateTracing(k *checks) {
+	for _, e := range []struct{ key, endpoint string }{
+		{"tracing-endpoint", c.Tracing.Endpoint}, {"tracing-services-endpoint", c.Tracing.ServicesEndpoint},
+	} {
+		if e.endpoint == "" {
+			continue
+		}
+		if err := (tracing.Config{Endpoint: e.endpoint}).Validate(); err != nil {
+			k.that(false, e.key, "cannot be used: %v", err)
+		}
+	}
 }

@@ -227,6 +227,8 @@ func (l *leader) perform(actions []fsm.Action) (over bool) {
 			delete(l.cleaning, a.ID)
 		case fsm.ActDurable:
 			l.trims = append(l.trims, trim{upTo: a.LSN, due: now.Add(l.p.cfg.TrimDelay)})
+		case fsm.ActEnded:
+			l.p.cfg.Listener.ended(a.ID, a.Ended)
 		case fsm.ActAnnounced:
 			if a.Epoch > l.prop.epoch {
 				return true

@@ -23,6 +23,7 @@ import (
 	"time"
 
 	"perdure/control/cluster"
+	"perdure/control/ident"
 	"perdure/invokers"
 	"perdure/nodes/bifrost"
 	"perdure/nodes/partition/fsm"
@@ -133,6 +134,14 @@ type Listener struct {
 	Leading        func(cluster.PartitionID, cluster.Epoch)
 	StoppedLeading func(cluster.PartitionID, cluster.Epoch, error)
 	Applied        func(p cluster.PartitionID, records int, took time.Duration)
+	// Ended: an invocation with a trace context ended, as this leader saw it.
+	Ended func(ident.InvocationID, *fsm.Ended)
+}
+
+func (l *Listener) ended(id ident.InvocationID, e *fsm.Ended) {
+	if l.Ended != nil {
+		l.Ended(id, e)
+	}
 }
 
 func (l *Listener) leading(p cluster.PartitionID, e cluster.Epoch) {

@@ -41,6 +41,8 @@ const (
 	ActDurable
 	// ActAnnounced: a leader was announced. Epoch, Node, LSN (of the announcement).
 	ActAnnounced
+	// ActEnded: an invocation that carries a trace context, and had begun, ended. ID, Ended.
+	ActEnded
 )
 
 // Action is something for the leader to do once the batch is committed. Losing actions is harmless: all that
@@ -62,6 +64,14 @@ type Action struct {
 	LSN         cluster.LSN
 	Epoch       cluster.Epoch
 	Node        cluster.GenNodeID
+	Ended       *Ended
+}
+
+// Ended is how an invocation with a trace context ended.
+type Ended struct {
+	Target                  *invocationpb.Target
+	TraceParent, TraceState string
+	Failed                  bool
 }
 
 // Fresh is all of a brand-new invocation of a plain service: its journal is just the Input.

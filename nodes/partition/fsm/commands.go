@@ -69,6 +69,9 @@ func (m *Machine) callee(r *row, callee *invocationpb.Effect_Callee, parameter [
 		TraceParent:           r.inv.TraceParent,
 		TraceState:            r.inv.TraceState,
 	}
+	if callee.TraceParent != "" {
+		x.TraceParent, x.TraceState = callee.TraceParent, callee.TraceState
+	}
 	if !workflowRun(callee.Target) {
 		x.IdempotencyKey = idempotencyKey
 	}

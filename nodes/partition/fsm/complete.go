@@ -42,6 +42,10 @@ func (m *Machine) end(r *row) error {
 // retained, and the next invocation of the object begins.
 func (m *Machine) complete(r *row, res *invocationpb.Result) error {
 	inv := r.inv
+	if inv.TraceParent != "" {
+		a := m.out.add(ActEnded)
+		a.ID, a.Ended = r.id, &Ended{inv.Target, inv.TraceParent, inv.TraceState, res.GetFailure() != nil}
+	}
 	for _, s := range inv.Sinks {
 		if err := m.answer(s, res, inv.Target, 0); err != nil {
 			return err
