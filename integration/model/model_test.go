@@ -122,39 +122,40 @@ func report(t *testing.T, seed uint64, want, got *Outcome, exactly bool) {
 
 // checkup asks the server's doctor: nothing may be stuck, and at the end, when idle is set, nothing may be left that has
 // not ended. Other servers than Perdure have none.
-func (b *bench) checkup(t *testing.T, idle bool) {
+func (b *bench) checkup(t *testing.T, idle bool) (well bool) {
 	t.Helper()
 	for deadline := time.Now().Add(20 * time.Second); ; pause(t.Context(), 100*time.Millisecond) {
 		var r struct {
 			Healthy     bool
 			Invocations map[string]int
 			Problems    json.RawMessage
+			Unexamined  json.RawMessage
 		}
 		resp, err := b.driver.Client.Get(b.server.Admin() + "/perdure/doctor")
 		if err != nil {
 			t.Errorf("ask the doctor: %v", err)
-			return
+			return false
 		}
 		err = json.NewDecoder(resp.Body).Decode(&r)
 		resp.Body.Close()
 		if resp.StatusCode == http.StatusNotFound && b.other {
-			return
+			return true
 		}
 		if err != nil || resp.StatusCode != http.StatusOK {
 			t.Errorf("ask the doctor: %s, %v", resp.Status, err)
-			return
+			return false
 		}
 		if !r.Healthy {
-			t.Errorf("the doctor finds problems: %.2000s", r.Problems)
-			return
+			t.Errorf("the doctor finds problems: %.2000s, and could not examine partitions: %s", r.Problems, r.Unexamined)
+			return false
 		}
 		delete(r.Invocations, "completed")
 		if !idle || len(r.Invocations) == 0 {
-			return
+			return true
 		}
 		if time.Now().After(deadline) {
 			t.Errorf("invocations that no program has are left: %v", r.Invocations)
-			return
+			return false
 		}
 	}
 }
@@ -198,14 +199,13 @@ func TestProgramsWithKills(t *testing.T) {
 	}
 }
 
-// watch asks the doctor again and again until stop is called, which says how often.
+// watch asks the doctor again and again, until it finds something or stop is called, which says how often it found nothing.
 func (b *bench) watch(t *testing.T) (stop func() int) {
 	ctx, cancel := context.WithCancel(t.Context())
 	done := make(chan int, 1)
 	go func() {
 		n := 0
-		for ; ctx.Err() == nil; n++ {
-			b.checkup(t, false)
+		for ; ctx.Err() == nil && b.checkup(t, false); n++ {
 			pause(ctx, time.Second)
 		}
 		done <- n
