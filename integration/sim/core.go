@@ -40,12 +40,10 @@ type partitionWorld struct {
 	epochs  map[cluster.Epoch]cluster.GenNodeID
 	hashes  map[cluster.LSN][16]byte // state after a position, by who got there first
 	leader  *processor               // the last one that began to lead
-	lastMs  uint64                   // creation time of the last record that was read first
 	lastLSN cluster.LSN
 	// sent are the outbox messages that a destination has committed, by index.
 	sent      map[uint64]bool
 	truncated uint64
-	claiming  bool
 }
 
 func newCore(w *world) *core {
@@ -166,8 +164,10 @@ type processor struct {
 	writer  *writer
 	epoch   cluster.Epoch // 0: follower
 	fence   cluster.LSN   // of the own announcement, once it was read
-	invoker *invoker
-	leading bool
+	// readMs is the time of the newest record that counts for the leader's clock, sequence its own last proposal's.
+	readMs, sequence uint64
+	invoker          *invoker
+	leading          bool
 	// sessions are the streams of the term to other leaders.
 	sessions map[cluster.PartitionID]*session
 
@@ -215,6 +215,7 @@ func (pr *processor) run(epoch cluster.Epoch, claim partition.Claim) {
 	pr.stopStep()
 	w := pr.n.w
 	pr.epoch, pr.fence, pr.leading = epoch, 0, false
+	pr.readMs, pr.sequence = 0, 0
 	pr.sessions = map[cluster.PartitionID]*session{}
 	cfg := partition.Config{
 		Partition: pr.p.id, Range: pr.p.keys, Log: pr.h.id, Lookup: pr.c.lookup, Peers: pr, Logger: slog.New(slog.DiscardHandler),
@@ -556,6 +557,7 @@ func (pr *processor) passed(e *bifrost.Entry) {
 		violated("records", "record %d of partition %d: %v", e.LSN, pr.p.id, err)
 	}
 	p := pr.p
+	pr.clock(e, cmd)
 	if a := cmd.GetAnnounceLeader(); a != nil && pr.epoch != 0 && cluster.Epoch(a.Epoch) == pr.epoch {
 		pr.fence = e.LSN
 	}
@@ -581,6 +583,25 @@ func (pr *processor) passed(e *bifrost.Entry) {
 			delete(p.sent, i)
 		}
 		p.truncated = max(p.truncated, t.Index)
+	}
+}
+
+// clock checks that the time in the log does not go back by what a leader writes: its records are not older than what
+// its processor had read before it led, nor than each other. Records that were appended again do not count.
+func (pr *processor) clock(e *bifrost.Entry, cmd *recordpb.Command) {
+	ms, d := e.Record.CreatedAt, cmd.GetDedup()
+	own := pr.epoch != 0 && d.GetSelf() && d.Epoch == uint64(pr.epoch)
+	switch {
+	case own && pr.fence == 0: // the announcement was written before the rest was read
+		pr.sequence = d.Sequence
+	case own && d.Sequence > pr.sequence:
+		if ms < pr.readMs {
+			violated("time", "partition %d: record %d of epoch %d is of %d, its leader had seen %d", pr.p.id, e.LSN, pr.epoch, ms, pr.readMs)
+		}
+		pr.sequence = d.Sequence
+	}
+	if pr.fence == 0 || own {
+		pr.readMs = max(pr.readMs, ms)
 	}
 }
 

@@ -1,3 +1,10 @@
+// Package sim runs whole clusters in one goroutine, from a seed: the product's log servers, sequencers, finders, chains,
+// epoch claims, processors and stores, under faults of network, disks, processes, clocks and metadata, with clients and
+// services that keep account. It checks after each step what was promised, and in the end that everything that was
+// accepted has happened, once. The same seed is the same run.
+//
+// DESIGN.md says which parts are the product's and which stand in for goroutines, lists the checks, and keeps the
+// record of what was found.
 package sim
 
 import (

@@ -17,7 +17,6 @@ var (
 type register struct {
 	value   []byte
 	version uint64
-	deleted bool
 }
 
 type metadataStore struct {
@@ -41,7 +40,7 @@ func (m *metadataStore) ask(n *node, do func(), done func(lost error)) {
 	e := m.w.engine
 	there := e.between(network, 200*time.Microsecond, 2*time.Millisecond)
 	back := e.between(network, 200*time.Microsecond, 2*time.Millisecond)
-	if m.w.quiet == false && m.w.cfg.has(Delay) && e.chance(network, 0.05) {
+	if !m.w.quiet && m.w.cfg.has(Delay) && e.chance(network, 0.05) {
 		there += e.between(network, 0, time.Second)
 	}
 	answerLost := !m.w.quiet && m.w.cfg.has(MetadataDown) && e.chance(network, 0.03)
