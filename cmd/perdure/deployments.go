@@ -11,6 +11,8 @@ import (
 	"strings"
 
 	"github.com/spf13/cobra"
+
+	"perdure/control/schema"
 )
 
 type serviceMetadata struct {
@@ -64,6 +66,7 @@ type registration struct {
 	lambda, role         string
 	force, breaking, dry bool
 	http11               bool
+	concurrency          int
 	headers, metadata    []string
 }
 
@@ -97,6 +100,7 @@ URL (or the version of the function) with each new version of the code, or use -
 	f := cmd.Flags()
 	f.StringVar(&r.lambda, "lambda", "", "`ARN` of a function with its version or alias, instead of a URL")
 	f.StringVar(&r.role, "assume-role-arn", "", "`ARN` of the role to call the function with")
+	f.IntVar(&r.concurrency, "concurrency", 0, "`number` of calls of the function that may run at once")
 	f.BoolVar(&r.force, "force", false, "overwrite the deployment if the endpoint is known; invocations in progress may break")
 	f.BoolVar(&r.breaking, "breaking", false, "accept that a service changes its type")
 	f.BoolVar(&r.dry, "dry-run", false, "only say what would happen")
@@ -124,12 +128,20 @@ func (r *registration) request(args []string) (map[string]any, error) {
 		}
 	case r.role != "":
 		return nil, usagef("--assume-role-arn makes no sense for a URL")
+	case r.concurrency != 0:
+		return nil, usagef("--concurrency makes no sense for a URL")
 	default:
 		u, err := parseURL(args[0])
 		if err != nil {
 			return nil, &usageError{err}
 		}
 		body["uri"], body["use_http_11"] = u.String(), r.http11
+	}
+	if r.concurrency < 0 {
+		return nil, usagef("--concurrency is %d: must be at least 1", r.concurrency)
+	}
+	if r.concurrency > 0 {
+		r.metadata = append(r.metadata, fmt.Sprintf("%s=%d", schema.LambdaConcurrencyKey, r.concurrency))
 	}
 	for _, m := range []struct {
 		flag, key string

@@ -87,6 +87,8 @@ func TestUsageMistakesExitWithTwo(t *testing.T) {
 		{"deployments register ftp://a", "is no URL that can be used"},
 		{"deployments register http://a --metadata x", "write it as name=value"},
 		{"deployments register http://a --assume-role-arn x", "makes no sense for a URL"},
+		{"deployments register http://a --concurrency 3", "--concurrency makes no sense for a URL"},
+		{"deployments register arn:aws:lambda:x --concurrency -1", "must be at least 1"},
 		{"deployments register arn:aws:lambda:x --use-http1.1", "makes no sense for a Lambda function"},
 		{"deployments get", "accepts 1 arg"},
 		{"invoke", "needs one target"},
@@ -137,6 +139,14 @@ func TestRegisterLambda(t *testing.T) {
 		}
 		sameJSON(t, last().body, `{"arn":"arn:aws:lambda:x","assume_role_arn":"arn:r","force":false,"breaking":false,"dry_run":true}`)
 	}
+}
+
+func TestRegisterConcurrency(t *testing.T) {
+	env, last := fakeServer(t, 200, nil, registered)
+	if code, _, errs := exec(t, env, "", "deployments", "register", "arn:aws:lambda:x", "--concurrency", "5", "--metadata", "by=me"); code != 0 {
+		t.Errorf("exit %d, said %s", code, errs)
+	}
+	sameJSON(t, last().body, `{"arn":"arn:aws:lambda:x","force":false,"breaking":false,"dry_run":false,"metadata":{"by":"me","lambda.concurrency":"5"}}`)
 }
 
 func TestRegisterSaysWhatHappened(t *testing.T) {

@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"slices"
+	"strconv"
 	"strings"
 
 	"perdure/control/ident"
@@ -85,6 +86,9 @@ func (s *Schema) Register(r Registration, found Discovered, nowMs uint64, id ide
 		return nil, err
 	}
 	d.ID, d.CreatedMs, d.Headers, d.Metadata = id, nowMs, r.Headers, r.Metadata
+	if _, err := d.LambdaConcurrency(); err != nil {
+		return nil, err
+	}
 	for i := range d.Services {
 		v := &d.Services[i]
 		v.Revision = 1
@@ -96,6 +100,23 @@ func (s *Schema) Register(r Registration, found Discovered, nowMs uint64, id ide
 		}
 	}
 	return s.replace(d, outcome), nil
+}
+
+// LambdaConcurrencyKey is the entry of a deployment's metadata that caps the calls of a Lambda function.
+const LambdaConcurrencyKey = "lambda.concurrency"
+
+// LambdaConcurrency is how many calls of the function may run at once as its metadata says, 0 if it says nothing. The error is
+// a *ConflictError.
+func (d *Deployment) LambdaConcurrency() (int, error) {
+	v, ok := d.Metadata[LambdaConcurrencyKey]
+	if !ok {
+		return 0, nil
+	}
+	n, err := strconv.Atoi(v)
+	if err != nil || n < 1 || d.Address.Lambda == nil {
+		return 0, refuse(Invalid, "", "metadata '%s' is '%s': it must be a whole number from 1 on, of a deployment on AWS Lambda", LambdaConcurrencyKey, v)
+	}
+	return n, nil
 }
 
 func typeChanged(service string) error {

@@ -596,3 +596,31 @@ func BenchmarkHandlerLookup(b *testing.B) {
 		}
 	}
 }
+
+func TestLambdaConcurrency(t *testing.T) {
+	found := Discovered{Manifest: &Manifest{ProtocolMode: "REQUEST_RESPONSE", MinProtocolVersion: 5, MaxProtocolVersion: 7}}
+	function := Address{Lambda: &LambdaAddress{ARN: "arn:aws:lambda:eu-west-1:1:function:f:1"}}
+	for _, c := range []struct {
+		value   string
+		address Address
+		want    int
+		ok      bool
+	}{
+		{"5", function, 5, true}, {"", function, 0, false}, {"0", function, 0, false}, {"-1", function, 0, false}, {"many", function, 0, false},
+		{"5", Address{HTTP: &HTTPAddress{URI: "http://h/"}}, 0, false},
+	} {
+		change, err := New(1, Defaults{}, nil).Register(Registration{Address: c.address, Metadata: map[string]string{LambdaConcurrencyKey: c.value}}, found, 1, ident.DeploymentID{1})
+		if (err == nil) != c.ok {
+			t.Errorf("%q at %s: %v", c.value, c.address, err)
+		}
+		if err != nil {
+			continue
+		}
+		if n, err := change.Deployment.LambdaConcurrency(); n != c.want || err != nil {
+			t.Errorf("%q: got %d, %v", c.value, n, err)
+		}
+	}
+	if n, err := (&Deployment{Address: function}).LambdaConcurrency(); n != 0 || err != nil {
+		t.Errorf("without metadata: %d, %v", n, err)
+	}
+}

@@ -70,6 +70,29 @@ func TestThrottling(t *testing.T) {
 	}
 }
 
+// TestConcurrencyOption: a deployment's own limit is kept, so Lambda need not refuse anything.
+func TestConcurrencyOption(t *testing.T) {
+	t.Parallel()
+	onlyHere(t, "the reference server has no such option")
+	s := harness.Start(t, serverKind, nil)
+	arn := deploy(t, lambdaemu.Function{Concurrency: 10}, "own-capped", faulty(t))
+	if _, failed, code := cli(t, s, "deployments", "register", "--lambda", arn, "--concurrency", "2"); code != 0 {
+		t.Fatal(failed)
+	}
+	var wg sync.WaitGroup
+	for i := range 20 {
+		wg.Go(func() {
+			if got := call[int](t, s, "/Faulty/Work", i); got != i {
+				t.Errorf("got %d, want %d", got, i)
+			}
+		})
+	}
+	wg.Wait()
+	if st := emulator.Stats(prefix + "own-capped"); st.Peak != 2 || st.Throttles != 0 || len(invokes("own-capped")) != 20 {
+		t.Errorf("%d calls, %+v", len(invokes("own-capped")), st)
+	}
+}
+
 func latencies(t *testing.T, s *harness.Server, n int) []time.Duration {
 	t.Helper()
 	var all []time.Duration

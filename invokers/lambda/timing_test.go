@@ -256,3 +256,27 @@ func TestRoleCredentials(t *testing.T) {
 		get("g")
 	})
 }
+
+// TestSetMax: a deployment's cap holds at once, and what throttling taught outlives a higher one.
+func TestSetMax(t *testing.T) {
+	l := newLimiter(1000)
+	l.setMax(2)
+	for range 2 {
+		if err := l.acquire(t.Context(), "f"); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if l.running < l.allowedLocked() {
+		t.Errorf("%d of %d run: there is room above the cap", l.running, l.allowedLocked())
+	}
+	l.setMax(1000)
+	if got := l.allowedLocked(); got != 1000 {
+		t.Errorf("nothing was refused, and the limit is %d", got)
+	}
+	l.release(time.Now(), refused)
+	taught := l.allowedLocked()
+	l.setMax(2000)
+	if got := l.allowedLocked(); got != taught || taught > 2 {
+		t.Errorf("the limit is %d, was %d after a refusal", got, taught)
+	}
+}
