@@ -89,6 +89,7 @@ type config struct {
 	syncHigh    time.Duration
 	drop, dup   float64
 	window      int
+	zones       int            // over how many zones the nodes are spread; copies are in two of them then. 0: no zones
 	victim      cluster.NodeID // the only node whose disk may lose what it had; 0: none
 }
 
@@ -120,7 +121,10 @@ func draw(e *engine, o Options) config {
 	c.drop = [...]float64{0.002, 0.02, 0.1}[rng.IntN(3)]
 	c.dup = [...]float64{0.01, 0.1}[rng.IntN(2)]
 	c.window = 1 + rng.IntN(8)
-	if c.replication >= 2 && c.replication < c.nodes {
+	if c.nodes >= 2 && rng.IntN(4) == 0 {
+		c.zones = 2 + rng.IntN(min(2, c.nodes-1))
+	}
+	if c.replication >= 2 && c.replication < c.nodes && c.zones == 0 {
 		// Enough copies and enough servers are left when one disk is gone for good.
 		c.victim = cluster.NodeID(1 + rng.IntN(c.nodes))
 	}
@@ -130,7 +134,27 @@ func draw(e *engine, o Options) config {
 
 func (c *config) has(f Fault) bool { return c.faults&f != 0 }
 
+// copies is how the records of a log are replicated.
+func (c *config) copies() cluster.Replication {
+	if c.zones == 0 {
+		return cluster.ReplicateTo(c.replication)
+	}
+	r, err := cluster.ParseReplication(fmt.Sprintf("{zone: 2, node: %d}", max(c.replication, 2)))
+	if err != nil {
+		panic(err) // the text is of our own making
+	}
+	return r
+}
+
+// location is where a node is.
+func (c *config) location(id cluster.NodeID) cluster.Location {
+	if c.zones == 0 {
+		return cluster.Location{}
+	}
+	return cluster.Location{Region: "r", Zone: string(rune('a' + int(id)%c.zones))}
+}
+
 func (c *config) String() string {
-	return fmt.Sprintf("%d nodes, %d copies, %d logs, sync %v–%v, a write each %v per client, a fault each %v, faults: %v",
-		c.nodes, c.replication, c.logs, c.syncLow, c.syncHigh, c.appendMean, c.nemesisMean, c.faults)
+	return fmt.Sprintf("%d nodes in %d zones, %d copies, %d logs, sync %v–%v, a write each %v per client, a fault each %v, faults: %v",
+		c.nodes, c.zones, c.replication, c.logs, c.syncLow, c.syncHigh, c.appendMean, c.nemesisMean, c.faults)
 }

@@ -120,15 +120,16 @@ func (o *oracle) loaded(n *node, id cluster.LogletID, l *logserver.Loglet) {
 
 func (s *seen) quorumOf(o *oracle, seg chain.Segment) *cluster.Quorum {
 	if s.quorum == nil {
-		s.quorum = cluster.NewQuorum(seg.NodeSet, seg.Replication, healthy{})
+		s.quorum = cluster.NewQuorum(seg.NodeSet, seg.Replication, healthy{o.w})
 	}
 	return s.quorum
 }
 
-type healthy struct{}
+// healthy is the membership as if no disk had been lost.
+type healthy struct{ w *world }
 
-func (healthy) Storage(cluster.NodeID) (cluster.StorageState, cluster.Location) {
-	return cluster.StorageReadWrite, cluster.Location{}
+func (h healthy) Storage(id cluster.NodeID) (cluster.StorageState, cluster.Location) {
+	return cluster.StorageReadWrite, h.w.cfg.location(id)
 }
 
 // copies is whether a write quorum has a record; a disk that lost something counts as having had it.

@@ -128,9 +128,9 @@ func (w *world) changed(key string, r *register) {
 // Storage implements cluster.StorageView: the membership as everybody knows it.
 func (w *world) Storage(id cluster.NodeID) (cluster.StorageState, cluster.Location) {
 	if w.nodes[id-1].lost {
-		return cluster.StorageDataLoss, cluster.Location{}
+		return cluster.StorageDataLoss, w.cfg.location(id)
 	}
-	return cluster.StorageReadWrite, cluster.Location{}
+	return cluster.StorageReadWrite, w.cfg.location(id)
 }
 
 func (w *world) quorum(s chain.Segment) *cluster.Quorum {
@@ -150,10 +150,10 @@ func (w *world) nodeSet(self cluster.NodeID) ([]cluster.NodeID, cluster.Replicat
 	if w.cfg.victim != 0 {
 		least++
 	}
-	if least < len(ids) && w.rng[workload].IntN(3) == 0 {
+	if least < len(ids) && w.cfg.zones == 0 && w.rng[workload].IntN(3) == 0 {
 		ids = ids[:least+w.rng[workload].IntN(len(ids)-least)]
 	}
-	return ids, cluster.ReplicateTo(w.cfg.replication)
+	return ids, w.cfg.copies()
 }
 
 // startWorkers begins what a node does besides storing records.
