@@ -47,9 +47,17 @@ func newMetrics(registry prometheus.Registerer, s *Server) (*metrics, error) {
 			Help: "Current raft term.",
 		}, func() float64 { return float64(s.raft.CurrentTerm()) }),
 		prometheus.NewGaugeFunc(prometheus.GaugeOpts{
-			Name: "perdure_metadata_server_commit_index",
+			Name: "restate_metadata_server_replicated_committed_lsn",
 			Help: "Last committed entry of the metadata log.",
 		}, func() float64 { return float64(s.raft.CommitIndex()) }),
+		prometheus.NewGaugeFunc(prometheus.GaugeOpts{
+			Name: "restate_metadata_server_replicated_applied_lsn",
+			Help: "Last entry of the metadata log that this server has applied.",
+		}, func() float64 { return float64(s.raft.AppliedIndex()) }),
+		prometheus.NewGaugeFunc(prometheus.GaugeOpts{
+			Name: "restate_metadata_server_replicated_last_index",
+			Help: "Last entry of the metadata log on this server.",
+		}, func() float64 { return float64(s.raft.LastIndex()) }),
 	}
 	if registry == nil {
 		return m, nil

@@ -20,8 +20,8 @@ func newMetrics(r prometheus.Registerer) (*metrics, error) {
 		return prometheus.NewCounter(prometheus.CounterOpts{Name: name, Help: help})
 	}
 	m := &metrics{
-		records:          counter("perdure_bifrost_committed_records_total", "Records committed by sequencers of this node."),
-		bytes:            counter("perdure_bifrost_committed_bytes_total", "Bytes of records committed by sequencers of this node."),
+		records:          counter("restate_bifrost_sequencer_committed_records_total", "Records committed by sequencers of this node."),
+		bytes:            counter("restate_bifrost_sequencer_committed_records_bytes_total", "Bytes of records committed by sequencers of this node."),
 		reconfigurations: counter("perdure_bifrost_reconfigurations_total", "Segments that this node has begun."),
 		cacheHits:        counter("perdure_bifrost_cache_hits_total", "Runs of records that a reader took from the record cache."),
 		cacheMisses:      counter("perdure_bifrost_cache_misses_total", "Reads of log servers because records were not cached."),

@@ -46,6 +46,7 @@ func (q *request) invoke() error {
 	if err != nil {
 		return err
 	}
+	q.known = true
 	if !h.Options.Public {
 		return errNotPublic
 	}
@@ -302,7 +303,11 @@ const autoLength = 2048
 
 // fail answers with the terminal error of an invocation.
 func (q *request) fail(f *invocationpb.Failure) {
-	q.i.metrics.count(q.rt.kind, failureStatus(f))
+	status := failureStatus(f)
+	q.i.metrics.count(q.rt.kind, status)
+	if q.known {
+		q.i.metrics.invoked(q.rt.service, q.rt.kind, status)
+	}
 	writeFailure(q.w, f)
 }
 

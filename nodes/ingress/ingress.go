@@ -237,6 +237,9 @@ func (i *Ingress) refuse(w http.ResponseWriter, q *request, err error) {
 		kind = q.rt.kind
 	}
 	i.metrics.count(kind, ref.status)
+	if q != nil && q.known {
+		i.metrics.invoked(q.rt.service, kind, ref.status)
+	}
 	writeRefusal(w, ref)
 }
 

@@ -2,6 +2,7 @@ package ingress
 
 import (
 	"strconv"
+	"sync"
 	"sync/atomic"
 	"time"
 
@@ -13,12 +14,24 @@ var routeNames = [...]string{
 	routeAwakeable: "awakeable", routeHealth: "health",
 }
 
-// metrics are labelled by kind of request and status only: services and keys are unbounded.
+// metrics are labelled by kind of request and status. Only invocations are counted by service, too, once it is known to be
+// registered: what clients make up must not decide on the number of series.
 type metrics struct {
 	requests *prometheus.CounterVec
 	ok       [len(routeNames)]prometheus.Counter // of requests with the status 200 or 202, looked up once
 	seconds  [len(routeNames)]prometheus.Observer
 	retries  prometheus.Counter
+
+	byService        *prometheus.CounterVec
+	durationOf       *prometheus.SummaryVec
+	services         sync.Map // serviceKey → prometheus.Counter: looking up by labels costs more
+	serviceDurations sync.Map // service → prometheus.Observer
+}
+
+type serviceKey struct {
+	service string
+	kind    routeKind
+	status  int
 }
 
 func newMetrics(reg prometheus.Registerer, inflight *atomic.Int64) *metrics {
@@ -30,6 +43,12 @@ func newMetrics(reg prometheus.Registerer, inflight *atomic.Int64) *metrics {
 			Name: "perdure_ingress_retries_total", Help: "Repeated tries to reach the leader of a partition.",
 		}),
 	}
+	m.byService = prometheus.NewCounterVec(prometheus.CounterOpts{
+		Name: "restate_ingress_requests_total", Help: "Invocations that were answered, by HTTP status, service and kind (call or send).",
+	}, []string{"status", "rpc_service", "rpc_type"})
+	m.durationOf = prometheus.NewSummaryVec(prometheus.SummaryOpts{
+		Name: "restate_ingress_request_duration_seconds", Help: "Time from the parsed request to the answer of successful invocations, by service.",
+	}, []string{"rpc_service"})
 	seconds := prometheus.NewHistogramVec(prometheus.HistogramOpts{
 		Name: "perdure_ingress_request_duration_seconds", Help: "Time from the parsed request to the answer of successful requests, by kind.",
 		Buckets: prometheus.ExponentialBuckets(0.0005, 2, 18),
@@ -43,7 +62,7 @@ func newMetrics(reg prometheus.Registerer, inflight *atomic.Int64) *metrics {
 		m.seconds[k] = seconds.WithLabelValues(name)
 	}
 	if reg != nil {
-		reg.MustRegister(m.requests, m.retries, seconds, prometheus.NewGaugeFunc(prometheus.GaugeOpts{
+		reg.MustRegister(m.requests, m.retries, m.byService, m.durationOf, seconds, prometheus.NewGaugeFunc(prometheus.GaugeOpts{
 			Name: "perdure_ingress_requests_in_progress", Help: "Requests that wait for their answer or are being read.",
 		}, func() float64 { return float64(inflight.Load()) }))
 	}
@@ -57,4 +76,23 @@ func (m *metrics) count(kind routeKind, status int) {
 func (m *metrics) succeeded(kind routeKind, took time.Duration) {
 	m.ok[kind].Inc()
 	m.seconds[kind].Observe(took.Seconds())
+}
+
+// invoked counts the answer to an invocation of a registered service.
+func (m *metrics) invoked(service string, kind routeKind, status int) {
+	key := serviceKey{service, kind, status}
+	c, ok := m.services.Load(key)
+	if !ok {
+		c, _ = m.services.LoadOrStore(key, m.byService.WithLabelValues(strconv.Itoa(status), service, routeNames[kind]))
+	}
+	c.(prometheus.Counter).Inc()
+}
+
+// took notes how long a successful invocation of a registered service took.
+func (m *metrics) took(service string, d time.Duration) {
+	o, ok := m.serviceDurations.Load(service)
+	if !ok {
+		o, _ = m.serviceDurations.LoadOrStore(service, m.durationOf.WithLabelValues(service))
+	}
+	o.(prometheus.Observer).Observe(d.Seconds())
 }

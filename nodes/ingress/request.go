@@ -24,6 +24,7 @@ type request struct {
 	rt          route
 	path, query string
 	start       time.Time
+	known       bool             // an invocation of a handler that is registered
 	span        *tracing.Ingress // nil: not traced, or not an invocation
 }
 
@@ -54,7 +55,12 @@ func (q *request) health() error {
 
 // ok answers with success.
 func (q *request) ok(status int, body []byte) {
-	q.i.metrics.succeeded(q.rt.kind, q.i.now().Sub(q.start))
+	took := q.i.now().Sub(q.start)
+	q.i.metrics.succeeded(q.rt.kind, took)
+	if q.known {
+		q.i.metrics.invoked(q.rt.service, q.rt.kind, status)
+		q.i.metrics.took(q.rt.service, took)
+	}
 	if len(body) == 0 {
 		q.w.Header()["Content-Length"] = zeroLength
 	}

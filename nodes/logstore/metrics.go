@@ -12,6 +12,7 @@ type metrics struct {
 	writes  prometheus.Counter
 	batches prometheus.Counter
 	bytes   prometheus.Counter
+	size    prometheus.Summary
 }
 
 func newMetrics(r prometheus.Registerer) (*metrics, error) {
@@ -28,13 +29,16 @@ func newMetrics(r prometheus.Registerer) (*metrics, error) {
 			Name: "perdure_logstore_batches_total", Help: "Batches (groups of writes with one fsync) that became durable.",
 		}),
 		bytes: prometheus.NewCounter(prometheus.CounterOpts{
-			Name: "perdure_logstore_written_bytes_total", Help: "Bytes of writes that became durable.",
+			Name: "restate_log_server_store_bytes_total", Help: "Bytes of writes that became durable.",
 		}),
 	}
+	m.size = prometheus.NewSummary(prometheus.SummaryOpts{
+		Name: "restate_log_server_write_batch_size_bytes", Help: "Size of the batches that became durable.",
+	})
 	if r == nil {
 		return m, nil
 	}
-	for _, c := range []prometheus.Collector{m.commit, m.writes, m.batches, m.bytes} {
+	for _, c := range []prometheus.Collector{m.commit, m.writes, m.batches, m.bytes, m.size} {
 		if err := r.Register(c); err != nil {
 			return nil, err
 		}
@@ -47,4 +51,5 @@ func (m *metrics) observe(g *group) {
 	m.writes.Add(float64(len(g.writes)))
 	m.batches.Inc()
 	m.bytes.Add(float64(g.bytes))
+	m.size.Observe(float64(g.bytes))
 }

@@ -387,6 +387,7 @@ func (n *Node) startWorker(m *membership, b *bifrost.Bifrost, pool *invokers.Poo
 		TrimDelay:       wc.TrimDelay,
 	}
 	pc.Listener.Ended = n.traceEnd
+	newProcessorMetrics(n.registerer(), &pc.Listener)
 	if wc.TimersInMemory != nil {
 		pc.TimersInMemory = *wc.TimersInMemory
 	}

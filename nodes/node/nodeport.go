@@ -96,6 +96,7 @@ type partitionMetrics struct {
 	total    *prometheus.Desc
 	leading  *prometheus.Desc
 	applied  *prometheus.Desc
+	active   *prometheus.Desc
 	restarts *prometheus.Desc
 	parked   *prometheus.Desc
 }
@@ -106,6 +107,7 @@ func newPartitionMetrics(statuses func() []worker.Status) *partitionMetrics {
 		statuses: statuses,
 		total:    prometheus.NewDesc("restate_num_partitions", "Partitions of the cluster.", nil, nil),
 		leading:  prometheus.NewDesc("restate_num_active_partition_leaders", "Partitions that this node leads.", nil, nil),
+		active:   prometheus.NewDesc("restate_num_active_partitions", "Partitions whose processor runs on this node.", nil, nil),
 		applied:  prometheus.NewDesc("perdure_partition_applied_lsn", "Last record of its log that a partition has applied.", p, nil),
 		restarts: prometheus.NewDesc("perdure_partition_restarts_total", "Times that a partition's processor failed and was started again.", p, nil),
 		parked:   prometheus.NewDesc("perdure_partition_parked", "1 while a partition stays stopped because going on could do harm.", p, nil),
@@ -114,14 +116,14 @@ func newPartitionMetrics(statuses func() []worker.Status) *partitionMetrics {
 
 // Describe implements prometheus.Collector.
 func (m *partitionMetrics) Describe(ch chan<- *prometheus.Desc) {
-	for _, d := range []*prometheus.Desc{m.total, m.leading, m.applied, m.restarts, m.parked} {
+	for _, d := range []*prometheus.Desc{m.total, m.active, m.leading, m.applied, m.restarts, m.parked} {
 		ch <- d
 	}
 }
 
 // Collect implements prometheus.Collector.
 func (m *partitionMetrics) Collect(ch chan<- prometheus.Metric) {
-	leading := 0
+	leading, active := 0, 0
 	all := m.statuses()
 	for _, s := range all {
 		p := strconv.Itoa(int(s.Partition))
@@ -131,11 +133,14 @@ func (m *partitionMetrics) Collect(ch chan<- prometheus.Metric) {
 		}
 		if s.Parked {
 			parked = 1
+		} else {
+			active++
 		}
 		ch <- prometheus.MustNewConstMetric(m.applied, prometheus.GaugeValue, float64(s.Applied), p)
 		ch <- prometheus.MustNewConstMetric(m.restarts, prometheus.CounterValue, float64(s.Restarts), p)
 		ch <- prometheus.MustNewConstMetric(m.parked, prometheus.GaugeValue, parked, p)
 	}
 	ch <- prometheus.MustNewConstMetric(m.total, prometheus.GaugeValue, float64(len(all)))
+	ch <- prometheus.MustNewConstMetric(m.active, prometheus.GaugeValue, float64(active))
 	ch <- prometheus.MustNewConstMetric(m.leading, prometheus.GaugeValue, float64(leading))
 }

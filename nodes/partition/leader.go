@@ -202,6 +202,9 @@ func (l *leader) loop(ctx context.Context) error {
 // perform carries out the effects of a committed batch. over says that another leader was announced.
 func (l *leader) perform(actions []fsm.Action) (over bool) {
 	now := l.p.cfg.Now()
+	if f := l.p.cfg.Listener.Performed; f != nil && len(actions) > 0 {
+		f(l.p.cfg.Partition, actions)
+	}
 	for i := range actions {
 		a := &actions[i]
 		switch a.Kind {

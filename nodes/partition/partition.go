@@ -134,6 +134,8 @@ type Listener struct {
 	Leading        func(cluster.PartitionID, cluster.Epoch)
 	StoppedLeading func(cluster.PartitionID, cluster.Epoch, error)
 	Applied        func(p cluster.PartitionID, records int, took time.Duration)
+	// Performed: the leader carries out the actions of a batch, which must not be kept.
+	Performed func(cluster.PartitionID, []fsm.Action)
 	// Ended: an invocation with a trace context ended, as this leader saw it.
 	Ended func(ident.InvocationID, *fsm.Ended)
 }

@@ -45,6 +45,23 @@ const (
 	ActEnded
 )
 
+// Kinds is one more than the highest kind.
+const Kinds = ActEnded + 1
+
+// String is the kind's name, "" for none.
+func (k Kind) String() string {
+	if k < Kinds {
+		return kindNames[k]
+	}
+	return ""
+}
+
+var kindNames = [Kinds]string{
+	ActInvoke: "invoke", ActNotify: "notify", ActApplied: "applied", ActAbort: "abort", ActPause: "pause", ActRetryNow: "retry_now",
+	ActReply: "reply", ActTimer: "timer", ActTimerDeleted: "timer_deleted", ActOutbox: "outbox", ActPurged: "purged",
+	ActDurable: "durable", ActAnnounced: "announced", ActEnded: "ended",
+}
+
 // Action is something for the leader to do once the batch is committed. Losing actions is harmless: all that
 // they say can be found in the store. Nothing that an action points to may be changed.
 type Action struct {
