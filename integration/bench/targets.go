@@ -104,7 +104,11 @@ func (r *Results) writeTargets(w io.Writer) {
 	if !any {
 		return
 	}
-	fmt.Fprintf(w, "\n## Targets\n\n| target | workload | demanded | goal | measured | verdict |\n|---|---|---:|---:|---:|---|\n")
+	fmt.Fprintf(w, "\n## Targets\n\n")
+	if f := r.foreign(); f > quotable {
+		fmt.Fprintf(w, "Other processes used up to %.0f %% of the machine meanwhile. Above %d %% the verdicts on speed prove nothing, in either direction: measure again when it is quiet.\n\n", f, quotable)
+	}
+	fmt.Fprintf(w, "| target | workload | demanded | goal | measured | verdict |\n|---|---|---:|---:|---:|---|\n")
 	for _, v := range vs {
 		measured, demanded, goal := "–", "–", "–"
 		if v.known {
@@ -118,6 +122,19 @@ func (r *Results) writeTargets(w io.Writer) {
 		}
 		fmt.Fprintf(w, "| %s | %s | %s | %s | %s | %s |\n", v.says, v.workload, demanded, goal, measured, v.verdict())
 	}
+}
+
+// quotable is the foreign CPU, in percent, up to which figures are worth quoting.
+const quotable = 5
+
+// foreign is the most that other processes used of the machine in a run of a workload that has targets.
+func (r *Results) foreign() (most float64) {
+	for _, t := range targets {
+		for _, runs := range r.Runs[t.workload] {
+			most = max(most, statOf(runs, "foreign CPU").hi)
+		}
+	}
+	return most
 }
 
 func (v *verdict) verdict() string {

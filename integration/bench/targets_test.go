@@ -69,3 +69,15 @@ func TestTargetsInReport(t *testing.T) {
 		t.Errorf("targets for another server in\n%s", s.String())
 	}
 }
+
+// TestTargetsOnBusyMachine: verdicts from a machine that others used carry a warning, whichever server it happened to.
+func TestTargetsOnBusyMachine(t *testing.T) {
+	for foreign, warned := range map[float64]bool{0: false, 5: false, 5.1: true, 70: true} {
+		r := measured("restate", map[string][2]Metrics{"greet-c64": {{"throughput": 1, "foreign CPU": foreign}, {"throughput": 4, "foreign CPU": 1}}})
+		var s strings.Builder
+		r.writeTargets(&s)
+		if strings.Contains(s.String(), "prove nothing") != warned {
+			t.Errorf("foreign CPU %v %%: warned is %v in\n%s", foreign, !warned, s.String())
+		}
+	}
+}
