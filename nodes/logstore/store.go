@@ -42,8 +42,9 @@ type Config struct {
 	Logger *slog.Logger
 	// Registry receives the metrics; nil means none.
 	Registry prometheus.Registerer
-	// MemTableSize in bytes, default 64 MiB. Memory grows up to about twice this under load. Too low
-	// makes many small files and more compaction.
+	// MemTableSize in bytes, default 16 MiB. Memory grows up to about twice this under load, and the disk holds
+	// six files of the write-ahead log of this size, most of which wait to be used again. Too low makes many small
+	// files and more compaction.
 	MemTableSize uint64
 	// CacheSize of the block cache in bytes, default 8 MiB. Readers mostly hit the record cache
 	// above, so that only replays after a restart profit from more.
@@ -64,7 +65,7 @@ func (c Config) withDefaults() Config {
 		c.FS = vfs.Default
 	}
 	if c.MemTableSize == 0 {
-		c.MemTableSize = 64 << 20
+		c.MemTableSize = 16 << 20
 	}
 	if c.CacheSize == 0 {
 		c.CacheSize = 8 << 20
