@@ -167,8 +167,17 @@ func TestNextTracing(t *testing.T) {
 	equal(t, "failed attempts", failed, 1)
 
 	two := got.of(trace2)
-	caller := single(two, "invocation-attempt OwnCaller/call")
-	below(single(two, "invocation-start OwnCounter/{key}/add"), caller)
+	// The attempt that called is the callee's parent; there may have been others, behind a suspension.
+	started := single(two, "invocation-start OwnCounter/{key}/add")
+	var caller *tracepb.Span
+	for _, at := range two["invocation-attempt OwnCaller/call"] {
+		if string(at.SpanId) == string(started.ParentSpanId) {
+			caller = at
+		}
+	}
+	if caller == nil {
+		t.Fatal("no attempt of the caller is the parent of the callee")
+	}
 	var events []string
 	for _, ev := range caller.Events {
 		events = append(events, strings.TrimPrefix(ev.Name, "restate.invocation.lifecycle."))
