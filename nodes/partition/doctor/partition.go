@@ -30,8 +30,8 @@ type Summary struct {
 	Contended []ident.InvocationID
 }
 
-// Summary examines all invocations of the partition, and its locks and queues. It reads every status row: some microseconds
-// for each.
+// Summary examines all invocations of the partition, and its locks and queues. It reads every status row: some tens of
+// microseconds for each.
 func (v *View) Summary() (*Summary, error) {
 	s := &Summary{Statuses: map[storepb.Invocation_Status]int{}, Reasons: map[Reason]int{}}
 	prefix := []byte{keyspace.TagInvocation}
