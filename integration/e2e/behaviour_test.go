@@ -200,7 +200,15 @@ func TestOneWayCalls(t *testing.T) {
 		if d := time.Since(t0); d > 300*time.Millisecond && d >= 400*time.Millisecond {
 			t.Logf("the delayed send itself took %v", d)
 		}
-		equal(t, "result of the delayed send", string(e.attach(t, id).body), `{"old":8,"new":13}`)
+		// The caller has the id at once; the invocation itself is on its way to its partition.
+		var result *answer
+		poll(t, "the delayed send arrives", func() error {
+			if result = e.attach(t, id); result.status == 404 {
+				return fmt.Errorf("%v", result)
+			}
+			return nil
+		})
+		equal(t, "result of the delayed send", string(result.body), `{"old":8,"new":13}`)
 		if d := time.Since(t0); d < 400*time.Millisecond {
 			t.Errorf("a send delayed by 400ms ran after %v", d)
 		}
