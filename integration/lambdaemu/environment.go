@@ -139,8 +139,9 @@ func (env *environment) run(ev *event, cold, crash bool) (res result, good bool)
 	case <-env.done:
 		return env.exited(ev), false
 	}
-	if crash {
+	if crash { // whatever it had done by then
 		env.end()
+		return env.exited(ev), false
 	}
 	select {
 	case res = <-ev.result:
