@@ -38,9 +38,6 @@ func mode() string {
 	return "default"
 }
 
-// protocolV7 reports whether new invocations speak version 7 of the service protocol in this run.
-func protocolV7() bool { return modes[mode()]["EXPERIMENTAL_ENABLE_PROTOCOL_V7"] == "true" }
-
 // noEagerState reports whether the server keeps state back in this run.
 func noEagerState() bool { return modes[mode()]["WORKER__INVOKER__DISABLE_EAGER_STATE"] == "true" }
 
