@@ -112,10 +112,10 @@ func draw(e *engine, o Options) config {
 		c.faults = 0
 	}
 	c.nemesisMean = [...]time.Duration{2 * time.Second, 5 * time.Second, 20 * time.Second}[rng.IntN(3)]
-	c.appendMean = [...]time.Duration{700 * time.Millisecond, 3 * time.Second, 10 * time.Second}[rng.IntN(3)]
+	c.appendMean = [...]time.Duration{time.Second, 4 * time.Second, 12 * time.Second}[rng.IntN(3)]
 	if o.Core {
 		c.nemesisMean *= 2
-		c.appendMean = [...]time.Duration{time.Second, 4 * time.Second, 15 * time.Second}[rng.IntN(3)]
+		c.appendMean = [...]time.Duration{1500 * time.Millisecond, 5 * time.Second, 15 * time.Second}[rng.IntN(3)]
 	}
 	c.syncLow, c.syncHigh = 100*time.Microsecond, [...]time.Duration{500 * time.Microsecond, 5 * time.Millisecond, 20 * time.Millisecond}[rng.IntN(3)]
 	c.drop = [...]float64{0.002, 0.02, 0.1}[rng.IntN(3)]
