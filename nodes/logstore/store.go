@@ -140,8 +140,7 @@ func Open(cfg Config) (*Store, error) {
 		return nil, fmt.Errorf("open tail hints: %w", err)
 	}
 	s.cache = pebble.NewCache(cfg.CacheSize)
-	s.db, err = pebble.Open(cfg.FS.PathJoin(cfg.Dir, "db"), s.pebbleOptions())
-	if err != nil {
+	if err := s.openDB(); err != nil {
 		s.cache.Unref()
 		return nil, errors.Join(fmt.Errorf("open log database: %w", asCorrupt(err)), s.tails.close())
 	}
@@ -149,6 +148,42 @@ func Open(cfg Config) (*Store, error) {
 	s.wg.Go(s.syncLoop)
 	s.wg.Go(s.hintLoop)
 	return s, nil
+}
+
+// openDB opens the database. What its write-ahead log has goes into tables meanwhile, and on a full disk Pebble tries that
+// for ever: then the opening is given up. It goes on by itself until the process ends, or until the disk has room.
+func (s *Store) openDB() error {
+	type opened struct {
+		db  *pebble.DB
+		err error
+	}
+	done := make(chan opened)
+	given := make(chan struct{})
+	go func() {
+		db, err := pebble.Open(s.cfg.FS.PathJoin(s.cfg.Dir, "db"), s.pebbleOptions())
+		select {
+		case done <- opened{db, err}:
+		case <-given:
+			if err == nil {
+				_ = db.Close() // nobody uses it
+			}
+		}
+	}()
+	for {
+		select {
+		case o := <-done:
+			if err := s.failed(); o.err == nil && err != nil {
+				return errors.Join(err, o.db.Close())
+			}
+			s.db = o.db
+			return o.err
+		case <-s.wake: // refuse signals
+			if err := s.failed(); err != nil {
+				close(given)
+				return err
+			}
+		}
+	}
 }
 
 // makeDir creates a directory and those above it, durably: without the fsync of the parent, a whole

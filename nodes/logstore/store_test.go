@@ -505,6 +505,35 @@ func TestFullDiskEndsTheHandle(t *testing.T) {
 	}
 }
 
+// TestOpenOnAFullDisk: what the write-ahead log has does not fit into tables. Opening must fail, not wait for room.
+func TestOpenOnAFullDisk(t *testing.T) {
+	mem := vfs.NewCrashableMem()
+	s := open(t, mem, nil)
+	store(t, s, 5, 1, 10)
+	var full atomic.Bool
+	full.Store(true)
+	fs := errorfs.Wrap(mem.CrashClone(vfs.CrashCloneCfg{}), errorfs.InjectorFunc(func(op errorfs.Op) error {
+		if full.Load() && op.Kind == errorfs.OpFileWrite && strings.HasSuffix(op.Path, ".sst") {
+			return syscall.ENOSPC
+		}
+		return nil
+	}))
+	result := make(chan error, 1)
+	go func() {
+		_, err := tryOpen(fs, nil)
+		result <- err
+	}()
+	select {
+	case err := <-result:
+		if !errors.Is(err, syscall.ENOSPC) {
+			t.Errorf("opening on a full disk: %v, want the reason", err)
+		}
+	case <-time.After(10 * time.Second):
+		t.Error("opening on a full disk did not end within 10 s")
+	}
+	full.Store(false) // what was given up ends
+}
+
 func TestBacklog(t *testing.T) {
 	s := open(t, vfs.NewMem(), func(c *Config) { c.QueueBytes = 1000 })
 	if s.Backlogged() {
