@@ -57,7 +57,7 @@ func suspendedEffect(f *invocationpb.Future) *invocationpb.Effect {
 	return &invocationpb.Effect{Kind: &invocationpb.Effect_Suspended_{Suspended: &invocationpb.Effect_Suspended{Awaiting: f}}}
 }
 
-// pausedEffect has the last failure, nil for a pause that an operator asked for.
+// pausedEffect has the failure that the last attempt ended with; nil for one that was asked to pause and did.
 func pausedEffect(last *failure) *invocationpb.Effect {
 	paused := &invocationpb.Effect_Paused{}
 	if last != nil {

@@ -461,9 +461,6 @@ func (p *Partition) failLocked(inv *invocation, f *failure, policy *schema.Retry
 		return []*invocationpb.Effect{endWithFailure(f)}, p.endLocked(inv)
 	}
 	m.paused.Inc()
-	if inv.pauseRequested {
-		f = nil
-	}
 	return []*invocationpb.Effect{pausedEffect(f)}, p.endLocked(inv)
 }
 

@@ -536,7 +536,7 @@ func TestNewIncarnationReplaces(t *testing.T) {
 
 // TestPause: in every phase.
 func TestPause(t *testing.T) {
-	running := func(name string, then func(*service), state string) {
+	running := func(name string, then func(*service), state string, failure bool) {
 		bubble(t, func(t *testing.T) {
 			id := invocationID(1)
 			var w *world
@@ -550,15 +550,15 @@ func TestPause(t *testing.T) {
 			})
 			w.log.invoke(id, plain(), true)
 			r := w.log.await(id, state)
-			if p := r.last.GetPaused(); p != nil && p.LastFailure != nil {
-				t.Errorf("%s: paused with %v", name, p.LastFailure)
+			if p := r.last.GetPaused(); p != nil && (p.LastFailure != nil) != failure {
+				t.Errorf("%s: paused with failure %v", name, p.LastFailure)
 			}
 		})
 	}
-	running("the service suspends", func(v *service) { v.send(sleepFrame(1), suspendFrame(1)) }, "paused")
-	running("the service fails", func(v *service) { v.send(errorFrame(&protocolpb.Error{Code: 500})) }, "paused")
-	running("the stream breaks", func(v *service) {}, "paused")
-	running("the service ends", func(v *service) { v.send(output("x"), endFrame) }, "ended")
+	running("the service suspends", func(v *service) { v.send(sleepFrame(1), suspendFrame(1)) }, "paused", false)
+	running("the service fails", func(v *service) { v.send(errorFrame(&protocolpb.Error{Code: 500})) }, "paused", true)
+	running("the stream breaks", func(v *service) {}, "paused", true)
+	running("the service ends", func(v *service) { v.send(output("x"), endFrame) }, "ended", false)
 
 	bubble(t, func(t *testing.T) {
 		w := newWorld(t, nil, fails(&protocolpb.Error{Code: 500, NextRetryDelay: ptrTo(uint64(1e6))}))

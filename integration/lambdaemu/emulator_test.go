@@ -227,7 +227,7 @@ func TestNoTimePassesFrozen(t *testing.T) {
 
 // TestFailures: what goes wrong in a function arrives as a function error, and the process that is lost is replaced.
 func TestFailures(t *testing.T) {
-	e := newEmulator(t, Config{}, Function{Timeout: time.Second})
+	e := newEmulator(t, Config{}, Function{Timeout: 5 * time.Second})
 	c := client(t, e, good)
 	for _, x := range []struct {
 		order  order
@@ -237,7 +237,7 @@ func TestFailures(t *testing.T) {
 		{order{Do: "fail"}, `"errorMessage":"it failed"`, false},
 		{order{Do: "panic"}, `it panicked`, true},
 		{order{Do: "exit"}, `Runtime exited with error: exit status 7`, true},
-		{order{Do: "wait", For: time.Minute}, `Task timed out after 1.00 seconds`, true},
+		{order{Do: "wait", For: time.Minute}, `Task timed out after 5.00 seconds`, true},
 		{order{Bytes: MaxResponse}, `Function.ResponseSizeTooLarge`, true},
 	} {
 		before := call(t, c, testARN+":1", order{})
