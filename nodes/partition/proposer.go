@@ -32,7 +32,7 @@ type proposer struct {
 	mu     sync.Mutex
 	log    appender
 	seq    uint64
-	lastMs uint64 // creation times never go back, also when the clock does
+	lastMs uint64 // creation times do not go back behind what was read, also when the clock does
 	failed error
 	heard  map[cluster.PartitionID]Origin // of the last batch that was taken of each partition
 }
