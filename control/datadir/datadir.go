@@ -11,6 +11,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"hash/crc32"
 	"io/fs"
 	"os"
 	"path/filepath"
@@ -303,13 +304,27 @@ const markerFormat = 1
 type markerJSON struct {
 	Format int `json:"format"`
 	Marker
+	// Checksum is the CRC-32C of the file's content as it is written without this field. Without it a flipped bit in a
+	// name would look like the directory of another node or cluster.
+	Checksum string `json:"checksum,omitempty"`
+}
+
+func (v markerJSON) checksum() (string, error) {
+	v.Checksum = ""
+	data, err := json.MarshalIndent(v, "", "  ")
+	return fmt.Sprintf("%08x", crc32.Checksum(data, crc32.MakeTable(crc32.Castagnoli))), err
 }
 
 func (m Marker) encode() ([]byte, error) {
 	if err := m.validate(); err != nil {
 		return nil, err
 	}
-	data, err := json.MarshalIndent(markerJSON{markerFormat, m}, "", "  ")
+	v := markerJSON{Format: markerFormat, Marker: m}
+	var err error
+	if v.Checksum, err = v.checksum(); err != nil {
+		return nil, err
+	}
+	data, err := json.MarshalIndent(v, "", "  ")
 	return append(data, '\n'), err
 }
 
@@ -323,6 +338,9 @@ func DecodeMarker(data []byte) (Marker, error) {
 	}
 	if v.Format != markerFormat {
 		return Marker{}, fmt.Errorf("%w: format %d is not known to this version of the server", ErrMarker, v.Format)
+	}
+	if sum, err := v.checksum(); err != nil || sum != v.Checksum {
+		return Marker{}, fmt.Errorf("%w: its checksum is %s, but it says %q", ErrMarker, sum, v.Checksum)
 	}
 	if err := v.validate(); err != nil {
 		return Marker{}, err

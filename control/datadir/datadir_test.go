@@ -195,13 +195,28 @@ const golden = `{
   "node_name": "a",
   "node": 1,
   "metadata_storage": "m1",
-  "log_storage": "l1"
+  "log_storage": "l1",
+  "checksum": "0ddb6115"
 }
 `
 
 func TestGolden(t *testing.T) {
 	if got, err := joined.encode(); err != nil || string(got) != golden {
 		t.Errorf("encoding changed, %v:\n%s", err, got)
+	}
+}
+
+// Whatever bit of the file changes, the marker is either refused as damaged or reads as what it was.
+func TestFlippedBits(t *testing.T) {
+	for i := range golden {
+		for bit := range 8 {
+			data := []byte(golden)
+			data[i] ^= 1 << bit
+			m, err := DecodeMarker(data)
+			if err == nil && m != joined || err != nil && !errors.Is(err, ErrMarker) {
+				t.Errorf("bit %d of byte %d (%q): %+v, %v", bit, i, golden[i], m, err)
+			}
+		}
 	}
 }
 
