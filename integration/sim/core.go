@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"log/slog"
 	"math/rand/v2"
+	"sort"
 	"strconv"
 	"time"
 
@@ -41,6 +42,8 @@ type partitionWorld struct {
 	hashes  map[cluster.LSN][16]byte // state after a position, by who got there first
 	leader  *processor               // the last one that began to lead
 	lastLSN cluster.LSN
+	// latest are the records that were newer than all before them, in the order of the log.
+	latest []instant
 	// sent are the outbox messages that a destination has committed, by index.
 	sent      map[uint64]bool
 	truncated uint64
@@ -144,6 +147,21 @@ func (c *core) start(n *node) {
 	}
 }
 
+// instant is the creation time of a record.
+type instant struct {
+	lsn cluster.LSN
+	ms  uint64
+}
+
+// latestMs is the latest creation time up to a position that some replica has passed.
+func (p *partitionWorld) latestMs(upTo cluster.LSN) uint64 {
+	i := sort.Search(len(p.latest), func(i int) bool { return p.latest[i].lsn > upTo })
+	if i == 0 {
+		return 0
+	}
+	return p.latest[i-1].ms
+}
+
 // machineStore is a partition store's file system on a machine, which survives processes.
 type machineStore struct {
 	fs      *vfs.MemFS
@@ -165,9 +183,10 @@ type processor struct {
 	epoch   cluster.Epoch // 0: follower
 	fence   cluster.LSN   // of the own announcement, once it was read
 	// readMs is the time of the newest record that counts for the leader's clock, sequence its own last proposal's.
-	readMs, sequence uint64
-	invoker          *invoker
-	leading          bool
+	// startMs is that of what was applied before the processor began.
+	readMs, startMs, sequence uint64
+	invoker                   *invoker
+	leading                   bool
 	// sessions are the streams of the term to other leaders.
 	sessions map[cluster.PartitionID]*session
 
@@ -215,7 +234,7 @@ func (pr *processor) run(epoch cluster.Epoch, claim partition.Claim) {
 	pr.stopStep()
 	w := pr.n.w
 	pr.epoch, pr.fence, pr.leading = epoch, 0, false
-	pr.readMs, pr.sequence = 0, 0
+	pr.sequence = 0
 	pr.sessions = map[cluster.PartitionID]*session{}
 	cfg := partition.Config{
 		Partition: pr.p.id, Range: pr.p.keys, Log: pr.h.id, Lookup: pr.c.lookup, Peers: pr, Logger: slog.New(slog.DiscardHandler),
@@ -232,6 +251,8 @@ func (pr *processor) run(epoch cluster.Epoch, claim partition.Claim) {
 		violated("atomicity", "node %s: the processor of partition %d does not begin: %v", pr.n.id, pr.p.id, err)
 	}
 	pr.proc = proc
+	pr.readMs = pr.p.latestMs(proc.AppliedLSN())
+	pr.startMs = pr.readMs
 	pr.reader = &procReader{pr: pr, r: pr.h.reader(proc.AppliedLSN()+1, pr.wake)}
 	var log partition.LogAppender = noAppender{}
 	if epoch != 0 {
@@ -565,6 +586,9 @@ func (pr *processor) passed(e *bifrost.Entry) {
 		return
 	}
 	p.lastLSN = e.LSN
+	if n := len(p.latest); n == 0 || e.Record.CreatedAt > p.latest[n-1].ms {
+		p.latest = append(p.latest, instant{e.LSN, e.Record.CreatedAt})
+	}
 	own := cmd.GetDedup().GetSelf()
 	if t := cmd.GetTimer(); t != nil && t.FireAtMs > e.Record.CreatedAt {
 		violated("timers", "partition %d: record %d fires a timer of %d at %d", p.id, e.LSN, t.FireAtMs, e.Record.CreatedAt)
@@ -587,16 +611,17 @@ func (pr *processor) passed(e *bifrost.Entry) {
 }
 
 // clock checks that the time in the log does not go back by what a leader writes: its records are not older than what
-// its processor had read before it led, nor than each other. Records that were appended again do not count.
+// its processor had applied before it led, nor than each other. Records that were appended again do not count.
 func (pr *processor) clock(e *bifrost.Entry, cmd *recordpb.Command) {
 	ms, d := e.Record.CreatedAt, cmd.GetDedup()
 	own := pr.epoch != 0 && d.GetSelf() && d.Epoch == uint64(pr.epoch)
-	switch {
-	case own && pr.fence == 0: // the announcement was written before the rest was read
-		pr.sequence = d.Sequence
-	case own && d.Sequence > pr.sequence:
-		if ms < pr.readMs {
-			violated("time", "partition %d: record %d of epoch %d is of %d, its leader had seen %d", pr.p.id, e.LSN, pr.epoch, ms, pr.readMs)
+	seen := pr.readMs
+	if pr.fence == 0 { // the announcement was written before the rest was read
+		seen = pr.startMs
+	}
+	if own && (pr.fence == 0 || d.Sequence > pr.sequence) {
+		if ms < seen {
+			violated("time", "partition %d: record %d of epoch %d is of %d, its leader had seen %d", pr.p.id, e.LSN, pr.epoch, ms, seen)
 		}
 		pr.sequence = d.Sequence
 	}

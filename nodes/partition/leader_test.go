@@ -3,11 +3,16 @@ package partition
 import (
 	"context"
 	"errors"
+	"log/slog"
 	"math"
+	"slices"
 	"testing"
 	"time"
 
+	"github.com/cockroachdb/pebble/v2/vfs"
+
 	"perdure/control/cluster"
+	"perdure/invokers"
 	"perdure/nodes/bifrost"
 	"perdure/nodes/partition/store"
 	"perdure/nodes/record/recordpb"
@@ -78,6 +83,72 @@ func (w *waiters) of(id requestID) *waiter {
 	defer w.mu.Unlock()
 	return w.m[id]
 }
+
+// A leader whose clock was set back does not write records that are older than what was applied before its start, not
+// even when there is nothing to read that would tell it the time.
+func TestClockSetBack(t *testing.T) {
+	st, err := store.Open(store.Options{Dir: "p", FS: vfs.NewMem(), Range: cluster.KeyRange{End: math.MaxUint64}, Logger: slog.New(slog.DiscardHandler)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer st.Close()
+	log := &memLog{}
+	for epoch, clock := range []int64{5000, 3000, 7000} {
+		p, err := New(Config{
+			Range: st.Range(), Now: func() time.Time { return time.UnixMilli(clock) }, Logger: slog.New(slog.DiscardHandler),
+			OpenInvoker: func(_ cluster.PartitionID, h invokers.Host) Invoker { return newScripted(echo, h) },
+		}, st)
+		if err != nil {
+			t.Fatal(err)
+		}
+		log.next = int(p.AppliedLSN())
+		s, err := p.Steps(Claim{Epoch: cluster.Epoch(epoch + 1)}, log, log, nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for !s.Leading() {
+			if _, _, over, err := s.Step(t.Context()); over || err != nil {
+				t.Fatal(over, err)
+			}
+		}
+		s.Close()
+		if got := p.AppliedLSN(); got != cluster.LSN(len(log.records)) {
+			t.Fatalf("applied up to %d of %d", got, len(log.records))
+		}
+	}
+	var got []uint64
+	for _, r := range log.records {
+		got = append(got, r.CreatedAt)
+	}
+	if want := []uint64{5000, 5000, 7000}; !slices.Equal(got, want) {
+		t.Errorf("the announcements are of %v, want %v", got, want)
+	}
+}
+
+// memLog is a log whose records are committed at once.
+type memLog struct {
+	records []bifrost.Record
+	next    int // index of the record that is read next
+}
+
+func (l *memLog) Append(rs []bifrost.Record, done func(cluster.LSN, error)) error {
+	l.records = append(l.records, rs...)
+	done(cluster.LSN(len(l.records)), nil)
+	return nil
+}
+
+func (l *memLog) TryNext() (e bifrost.Entry, ok bool, err error) {
+	if l.next == len(l.records) {
+		return e, false, nil
+	}
+	l.next++
+	lsn := cluster.LSN(l.next)
+	return bifrost.Entry{Kind: bifrost.Data, LSN: lsn, To: lsn, Record: l.records[l.next-1]}, true, nil
+}
+
+func (l *memLog) WaitCapacity(context.Context) error { return nil }
+func (l *memLog) Wait() <-chan struct{}              { return nil }
+func (l *memLog) Close()                             {}
 
 // fullLog never has room.
 type fullLog struct{ waiting chan struct{} }

@@ -179,7 +179,6 @@ type Processor struct {
 	trimLog  func(ctx context.Context, upTo cluster.LSN) error
 	aside    func(f func()) // runs a flush or a trim beside the loop; Run waits for it
 	actions  fsm.Actions
-	lastMs   uint64 // creation time of the last applied record
 	applied  atomic.Uint64
 	failed   chan error
 
@@ -260,14 +259,14 @@ func (p *Processor) RunLeader(ctx context.Context, c Claim) error {
 	if mine, err := p.follow(ctx, c.Epoch); err != nil || !mine {
 		return err
 	}
-	prop.observe(p.lastMs)
+	prop.observe(p.fsm.LatestMs())
 	return p.lead(ctx, prop)
 }
 
 // announce makes the proposer of a claim and proposes the announcement with it.
 func (p *Processor) announce(c Claim) (*proposer, error) {
 	p.lastFlush = p.cfg.Now()
-	prop := newProposer(c.Epoch, p.appender, p.lastMs, func() uint64 { return uint64(p.cfg.Now().UnixMilli()) }, func(err error) {
+	prop := newProposer(c.Epoch, p.appender, p.fsm.LatestMs(), func() uint64 { return uint64(p.cfg.Now().UnixMilli()) }, func(err error) {
 		p.fail(fmt.Errorf("write to log %d: %w", p.cfg.Log, err))
 	})
 	if err := prop.propose(announcement(p.cfg.Range, c)); err != nil {
@@ -347,7 +346,6 @@ func (p *Processor) applyAvailable() (n int, err error) {
 			continue
 		}
 		size += len(e.Record.Payload)
-		p.lastMs = max(p.lastMs, e.Record.CreatedAt)
 		if err := p.fsm.Apply(p.txn, lsn, e.Record.CreatedAt, cmd, &p.actions); err != nil {
 			p.txn.Discard()
 			return 0, fmt.Errorf("apply record %d of partition %d: %w", lsn, p.cfg.Partition, err)

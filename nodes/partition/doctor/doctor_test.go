@@ -66,7 +66,7 @@ func (r rows) DeleteRange(start, end []byte) error {
 	return nil
 }
 
-func (r rows) SetAppliedLSN(cluster.LSN) error { return nil }
+func (r rows) SetApplied(cluster.LSN, uint64) error { return nil }
 
 // world is a partition that a state machine writes, with all keys, and an invoker that has what is to run.
 type world struct {

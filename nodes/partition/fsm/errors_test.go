@@ -67,11 +67,11 @@ func (t *failingTxn) DeleteRange(start, end []byte) error {
 	return t.memTxn.DeleteRange(start, end)
 }
 
-func (t *failingTxn) SetAppliedLSN(lsn cluster.LSN) error {
+func (t *failingTxn) SetApplied(lsn cluster.LSN, latestMs uint64) error {
 	if t.fails() {
 		return errDisk
 	}
-	return t.memTxn.SetAppliedLSN(lsn)
+	return t.memTxn.SetApplied(lsn, latestMs)
 }
 
 // No error of the store is swallowed: the command or the batch during which it happens fails with it.

@@ -39,7 +39,7 @@ type Txn interface {
 	Set(key, value []byte) error
 	Delete(key []byte) error
 	DeleteRange(start, end []byte) error
-	SetAppliedLSN(cluster.LSN) error
+	SetApplied(lsn cluster.LSN, latestMs uint64) error
 }
 
 // Machine applies commands. One goroutine uses it.
@@ -52,6 +52,7 @@ type Machine struct {
 	countersDirty bool
 	producers     producers
 	epoch         cluster.Epoch
+	latest        uint64 // creation time of the log's newest record so far, ms since the epoch
 	rows          rowCache
 	locks         lockCache
 
@@ -116,11 +117,19 @@ func (m *Machine) load(r Reader) error {
 		return err
 	}
 	m.epoch = cluster.Epoch(l.Epoch)
-	return nil
+	v, ok, err := r.Get(keyspace.AppendMeta(nil, keyspace.MetaApplied))
+	if err == nil && ok {
+		_, m.latest, err = keyspace.AppliedOf(v)
+	}
+	return err
 }
 
 // Epoch is that of the last announced leader; 0 before the first one.
 func (m *Machine) Epoch() cluster.Epoch { return m.epoch }
+
+// LatestMs is the latest creation time of the records applied so far, in ms since the epoch, also of those that were
+// applied before the start.
+func (m *Machine) LatestMs() uint64 { return m.latest }
 
 // Dropped counts the commands and effects that were ignored because they came twice, too late, or made no sense.
 func (m *Machine) Dropped() uint64 { return m.dropped }
@@ -129,6 +138,7 @@ func (m *Machine) Dropped() uint64 { return m.dropped }
 // out. The batch is not complete before Finish. cmd is kept and must not change afterwards.
 func (m *Machine) Apply(txn Txn, lsn cluster.LSN, createdAtMs uint64, cmd *recordpb.Command, out *Actions) error {
 	m.txn, m.lsn, m.now, m.out = txn, uint64(lsn), createdAtMs, out
+	m.latest = max(m.latest, createdAtMs)
 	if mutant.Is(mutant.ApplyReadsClock) {
 		m.now += mutant.Noise() % 2
 	}
@@ -164,7 +174,7 @@ func (m *Machine) Finish(txn Txn, lsn cluster.LSN) error {
 			return err
 		}
 	}
-	return txn.SetAppliedLSN(lsn)
+	return txn.SetApplied(lsn, m.latest)
 }
 
 type sized interface {

@@ -71,6 +71,6 @@ func (t *memTxn) DeleteRange(start, end []byte) error {
 	return nil
 }
 
-func (t *memTxn) SetAppliedLSN(lsn cluster.LSN) error {
-	return t.Set(keyspace.AppendMeta(nil, keyspace.MetaAppliedLSN), []byte{byte(lsn)})
+func (t *memTxn) SetApplied(lsn cluster.LSN, latestMs uint64) error {
+	return t.Set(keyspace.AppendMeta(nil, keyspace.MetaApplied), keyspace.AppendApplied(nil, lsn, latestMs))
 }

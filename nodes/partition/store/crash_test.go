@@ -93,7 +93,7 @@ func writeBatch(t *testing.T, s *Store, rng *rand.Rand, lsn cluster.LSN, before 
 			after[k] = v
 		}
 	}
-	check(txn.SetAppliedLSN(lsn))
+	check(txn.SetApplied(lsn, 0))
 	check(txn.Commit())
 	return after
 }
@@ -164,7 +164,7 @@ func TestFlushIsAnnounced(t *testing.T) {
 		}
 	})
 	txn := s.NewTxn()
-	if err := txn.SetAppliedLSN(3); err != nil {
+	if err := txn.SetApplied(3, 0); err != nil {
 		t.Fatal(err)
 	}
 	if err := txn.Commit(); err != nil {

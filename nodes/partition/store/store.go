@@ -9,7 +9,6 @@
 package store
 
 import (
-	"encoding/binary"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -240,11 +239,12 @@ func (s *Store) flush() error {
 // AppliedLSN is the LSN that the store was applied up to; 0 for a new store.
 func (s *Store) AppliedLSN() (cluster.LSN, error) {
 	var key [2]byte
-	v, ok, err := s.Get(keyspace.AppendMeta(key[:0], keyspace.MetaAppliedLSN))
+	v, ok, err := s.Get(keyspace.AppendMeta(key[:0], keyspace.MetaApplied))
 	if err != nil || !ok {
 		return 0, err
 	}
-	return lsnOf(v)
+	lsn, _, err := keyspace.AppliedOf(v)
+	return lsn, err
 }
 
 // DurableLSN is the applied LSN that survives a crash of the machine.
@@ -253,7 +253,7 @@ func (s *Store) DurableLSN() (cluster.LSN, error) {
 		return 0, err
 	}
 	defer s.release()
-	key := keyspace.AppendMeta(nil, keyspace.MetaAppliedLSN)
+	key := keyspace.AppendMeta(nil, keyspace.MetaApplied)
 	it, err := s.db.NewIter(&pebble.IterOptions{OnlyReadGuaranteedDurable: true, LowerBound: key, UpperBound: append(key, 0)})
 	if err != nil {
 		return 0, fmt.Errorf("read the durable LSN: %w", err)
@@ -266,14 +266,8 @@ func (s *Store) DurableLSN() (cluster.LSN, error) {
 	if err != nil {
 		return 0, fmt.Errorf("read the durable LSN: %w", err)
 	}
-	return lsnOf(v)
-}
-
-func lsnOf(v []byte) (cluster.LSN, error) {
-	if len(v) != 8 {
-		return 0, fmt.Errorf("applied LSN: %w", ErrCorrupt)
-	}
-	return cluster.LSN(binary.BigEndian.Uint64(v)), nil
+	lsn, _, err := keyspace.AppliedOf(v)
+	return lsn, err
 }
 
 // Get reads one committed row; the value is the caller's.

@@ -30,7 +30,7 @@ func TestCommitIsVisibleAndCloseIsDurable(t *testing.T) {
 	fs := vfs.NewMem()
 	s := openMem(t, fs)
 	txn := s.NewTxn()
-	if err := errors.Join(txn.Set([]byte("k"), []byte("v")), txn.SetAppliedLSN(7)); err != nil {
+	if err := errors.Join(txn.Set([]byte("k"), []byte("v")), txn.SetApplied(7, 0)); err != nil {
 		t.Fatal(err)
 	}
 	if v, ok, err := txn.Get([]byte("k")); err != nil || !ok || string(v) != "v" {

@@ -1,7 +1,6 @@
 package store
 
 import (
-	"encoding/binary"
 	"errors"
 	"fmt"
 
@@ -87,12 +86,12 @@ func (t *Txn) Delete(key []byte) error { return t.open().Delete(key, nil) }
 // DeleteRange removes the rows from start (inclusive) to end (exclusive).
 func (t *Txn) DeleteRange(start, end []byte) error { return t.open().DeleteRange(start, end, nil) }
 
-// SetAppliedLSN notes how far the log is applied with this batch.
-func (t *Txn) SetAppliedLSN(lsn cluster.LSN) error {
+// SetApplied notes how far the log is applied with this batch, and the latest creation time of its records up to
+// there, in ms since the epoch.
+func (t *Txn) SetApplied(lsn cluster.LSN, latestMs uint64) error {
 	var key [2]byte
-	var v [8]byte
-	binary.BigEndian.PutUint64(v[:], uint64(lsn))
-	return t.Set(keyspace.AppendMeta(key[:0], keyspace.MetaAppliedLSN), v[:])
+	var v [16]byte
+	return t.Set(keyspace.AppendMeta(key[:0], keyspace.MetaApplied), keyspace.AppendApplied(v[:0], lsn, latestMs))
 }
 
 // Commit makes the batch visible, all of it at once. It becomes durable with a later flush. After an error

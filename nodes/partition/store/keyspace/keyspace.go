@@ -5,7 +5,7 @@
 // order that the table is read in. Rows that belong to a partition key begin with it after the tag: a range
 // of partition keys is a range of rows in each table.
 //
-//	m kind                                   meta: applied LSN, counters, leader, durability, barrier
+//	m kind                                   meta: applied LSN and time, counters, leader, durability, barrier
 //	d producer                               Producer          last sequence of a producer of commands
 //	i id                                     Invocation        status row
 //	j id entry u32                           type u16, time u64, payload: a journal entry
@@ -30,7 +30,9 @@ package keyspace
 import (
 	"encoding/binary"
 	"errors"
+	"fmt"
 
+	"perdure/control/cluster"
 	"perdure/control/ident"
 )
 
@@ -61,7 +63,7 @@ type Meta byte
 
 // The meta rows.
 const (
-	MetaAppliedLSN Meta = 'a' // u64
+	MetaApplied    Meta = 'a' // LSN u64, latest creation time u64; see AppendApplied
 	MetaCounters   Meta = 'c' // storepb.Counters
 	MetaLeader     Meta = 'l' // storepb.Leader
 	MetaDurability Meta = 'd' // storepb.Durability
@@ -70,6 +72,24 @@ const (
 
 // AppendMeta is the key of a meta row.
 func AppendMeta(dst []byte, m Meta) []byte { return append(dst, TagMeta, byte(m)) }
+
+// AppendApplied is the value of the row that says how far the log is applied: the LSN, and the latest creation
+// time of the records up to it, in ms since the epoch.
+func AppendApplied(dst []byte, lsn cluster.LSN, latestMs uint64) []byte {
+	return binary.BigEndian.AppendUint64(binary.BigEndian.AppendUint64(dst, uint64(lsn)), latestMs)
+}
+
+// AppliedOf reads what AppendApplied wrote. A row without the time has 0.
+func AppliedOf(value []byte) (lsn cluster.LSN, latestMs uint64, err error) {
+	switch len(value) {
+	case 16:
+		latestMs = binary.BigEndian.Uint64(value[8:])
+	case 8:
+	default:
+		return 0, 0, fmt.Errorf("applied LSN: %w", ErrCorrupt)
+	}
+	return cluster.LSN(binary.BigEndian.Uint64(value)), latestMs, nil
+}
 
 // Kinds of producers.
 const (

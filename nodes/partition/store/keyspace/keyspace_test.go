@@ -3,9 +3,11 @@ package keyspace
 import (
 	"bytes"
 	"encoding/hex"
+	"errors"
 	"slices"
 	"testing"
 
+	"perdure/control/cluster"
 	"perdure/control/ident"
 	"perdure/invokers/invocationpb"
 	"perdure/nodes/partition/store/storepb"
@@ -29,7 +31,7 @@ func TestKeysAreGolden(t *testing.T) {
 		got  []byte
 		want string
 	}{
-		"applied LSN":        {AppendMeta(nil, MetaAppliedLSN), "6d61"},
+		"applied LSN":        {AppendMeta(nil, MetaApplied), "6d61"},
 		"counters":           {AppendMeta(nil, MetaCounters), "6d63"},
 		"leader":             {AppendMeta(nil, MetaLeader), "6d6c"},
 		"durability":         {AppendMeta(nil, MetaDurability), "6d64"},
@@ -108,6 +110,24 @@ func TestRowsAreGolden(t *testing.T) {
 		}
 		if got := hex.EncodeToString(raw); got != c.want {
 			t.Errorf("%s is\n%s, want\n%s", name, got, c.want)
+		}
+	}
+}
+
+func TestAppliedRow(t *testing.T) {
+	raw := AppendApplied(nil, 7, 258)
+	if got := hex.EncodeToString(raw); got != "0000000000000007"+"0000000000000102" {
+		t.Errorf("the row is %s", got)
+	}
+	for _, c := range []struct {
+		row    []byte
+		lsn    cluster.LSN
+		latest uint64
+		ok     bool
+	}{{raw, 7, 258, true}, {raw[:8], 7, 0, true}, {raw[:9], 0, 0, false}, {nil, 0, 0, false}, {append(raw, 0), 0, 0, false}} {
+		lsn, latest, err := AppliedOf(c.row)
+		if lsn != c.lsn || latest != c.latest || (err == nil) != c.ok || err != nil && !errors.Is(err, ErrCorrupt) {
+			t.Errorf("%x: %d, %d, %v", c.row, lsn, latest, err)
 		}
 	}
 }
@@ -209,6 +229,9 @@ func FuzzRows(f *testing.F) {
 	f.Add(raw)
 	f.Fuzz(func(t *testing.T, v []byte) {
 		if e, err := EntryOf(v); err == nil && !bytes.Equal(AppendEntry(nil, &e), v) {
+			t.Fatalf("%x", v)
+		}
+		if lsn, latest, err := AppliedOf(v); err == nil && !bytes.Equal(AppendApplied(nil, lsn, latest)[:len(v)], v) {
 			t.Fatalf("%x", v)
 		}
 		inv := new(storepb.Invocation)
