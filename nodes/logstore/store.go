@@ -214,7 +214,7 @@ func asCorrupt(err error) error {
 
 func (s *Store) pebbleOptions() *pebble.Options {
 	o := &pebble.Options{
-		FS:                          s.cfg.FS,
+		FS:                          walFS{s.cfg.FS, int64(s.cfg.MemTableSize + s.cfg.MemTableSize/10)},
 		FormatMajorVersion:          formatVersion,
 		Cache:                       s.cache,
 		MemTableSize:                s.cfg.MemTableSize,

@@ -7,6 +7,8 @@ import (
 	"io"
 	"log/slog"
 	"math/rand/v2"
+	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 	"sync"
@@ -338,7 +340,7 @@ func TestBitFlips(t *testing.T) {
 	t.Logf("seed %d", seed)
 	rng := rand.New(rand.NewPCG(seed, 3))
 	fs := vfs.NewMem()
-	s := open(t, fs, nil)
+	s := open(t, zeroTailFS{fs}, nil)
 	for i := range 20 {
 		store(t, s, 5, cluster.Offset(1+i*10), 10)
 		if i == 10 {
@@ -367,7 +369,49 @@ func TestBitFlips(t *testing.T) {
 	}
 }
 
-// flipBit flips one bit of a random log or table file.
+// zeroTailFS makes files of the write-ahead log longer than what is in them, as a real file system does for walFS.
+type zeroTailFS struct{ vfs.FS }
+
+const zeroTail = 1 << 20
+
+func (z zeroTailFS) Create(name string, c vfs.DiskWriteCategory) (vfs.File, error) {
+	f, err := z.FS.Create(name, c)
+	if err == nil && c == walCategory {
+		_, err = f.WriteAt(make([]byte, zeroTail), 0)
+	}
+	return f, err
+}
+
+// TestLogFilesHaveTheirLength: a new file of the write-ahead log has its length from the start, and what follows the last
+// batch in it does no harm to those who open the store after a crash.
+func TestLogFilesHaveTheirLength(t *testing.T) {
+	dir := t.TempDir()
+	s := open(t, vfs.Default, func(c *Config) { c.Dir, c.MemTableSize = dir, 1<<20 })
+	for i := range 20 {
+		store(t, s, 5, cluster.Offset(1+i*10), 10)
+	}
+	names, err := filepath.Glob(filepath.Join(dir, "db", "*.log"))
+	if err != nil || len(names) == 0 {
+		t.Fatalf("files of the log: %v, %v", names, err)
+	}
+	for _, name := range names {
+		if info, err := os.Stat(name); err != nil || info.Size() < 1<<20 {
+			t.Errorf("%s has %d bytes, %v; want at least the size of a memtable", name, info.Size(), err)
+		}
+	}
+	after := t.TempDir()
+	if _, err := vfs.Clone(vfs.Default, vfs.Default, dir, after); err != nil {
+		t.Fatal(err)
+	}
+	s = open(t, vfs.Default, func(c *Config) { c.Dir = after })
+	m := load(t, s, 5)
+	found, _, err := s.Read(5, 1, m.LocalTail, 1<<30)
+	if err != nil || m.LocalTail != 201 || len(found) != 200 || m.DataLoss {
+		t.Errorf("after a crash: %+v with %d records, %v; want tail 201", m, len(found), err)
+	}
+}
+
+// flipBit flips one bit of a random log or table file, among its first bytes: the ends of log files are empty.
 func flipBit(t testing.TB, fs vfs.FS, rng *rand.Rand) bool {
 	t.Helper()
 	names, err := fs.List("log/db")
@@ -386,7 +430,7 @@ func flipBit(t testing.TB, fs vfs.FS, rng *rand.Rand) bool {
 	if err != nil || info.Size() == 0 {
 		return false
 	}
-	at := rng.Int64N(info.Size())
+	at := rng.Int64N(min(info.Size(), 16<<10))
 	b := make([]byte, 1)
 	if _, err := f.ReadAt(b, at); err != nil && err != io.EOF {
 		t.Fatal(err)
