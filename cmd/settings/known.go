@@ -54,7 +54,6 @@ var foreign = []struct {
 	{"metadata-client.path", "", "metadata is always kept by the nodes themselves"},
 	{"tls.*", "", "this version has no TLS of its own"},
 	{"location", "", "this version runs one node"},
-	{"max-workflow-completion-retention", "", "max-idempotency-retention is the cap for workflows, too"},
 	{"worker.durability-mode", "", "durability follows from the log"},
 
 	{"*rocksdb-*", "*", ""},

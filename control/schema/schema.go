@@ -25,10 +25,11 @@ type Defaults struct {
 	LazyState            bool
 	Retry                RetryPolicy
 
-	// MaxJournalRetention and MaxIdempotencyRetention clamp what services ask for (the second also workflow retentions); 0
-	// means no limit. Too low, and clients cannot fetch results that the service promised to keep.
+	// MaxJournalRetention, MaxIdempotencyRetention and MaxWorkflowRetention clamp what services ask for; 0 means no limit.
+	// Too low, and clients cannot fetch results that the service promised to keep.
 	MaxJournalRetention     time.Duration
 	MaxIdempotencyRetention time.Duration
+	MaxWorkflowRetention    time.Duration
 	// MaxAttempts clamps what services ask for; 0 means no limit.
 	MaxAttempts uint64
 }
@@ -172,7 +173,7 @@ func (d *Defaults) options(dp *Deployment, service, handler *Overrides) Options 
 	}
 	o.JournalRetention = clamp(o.JournalRetention, d.MaxJournalRetention)
 	o.IdempotencyRetention = clamp(o.IdempotencyRetention, d.MaxIdempotencyRetention)
-	o.WorkflowRetention = clamp(o.WorkflowRetention, d.MaxIdempotencyRetention)
+	o.WorkflowRetention = clamp(o.WorkflowRetention, d.MaxWorkflowRetention)
 	if d.MaxAttempts > 0 && (o.Retry.MaxAttempts == 0 || o.Retry.MaxAttempts > d.MaxAttempts) {
 		o.Retry.MaxAttempts = d.MaxAttempts
 	}

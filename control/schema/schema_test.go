@@ -54,6 +54,28 @@ func TestOptionsMergeHandlerThenServiceThenDefaults(t *testing.T) {
 	}
 }
 
+// TestEachRetentionHasItsOwnLimit: services and defaults alike stay below the limit of that kind of retention.
+func TestEachRetentionHasItsOwnLimit(t *testing.T) {
+	const hour = time.Hour
+	d := sample()
+	d.Services = []ServiceRevision{{
+		Name: "W", Type: Workflow, Overrides: Overrides{WorkflowRetention: ptr(100 * hour), IdempotencyRetention: ptr(100 * hour)},
+		Handlers: []Handler{{Name: "run", Type: WorkflowRun, Overrides: Overrides{JournalRetention: ptr(100 * hour)}}},
+	}}
+	limits := Defaults{MaxJournalRetention: hour, MaxIdempotencyRetention: 2 * hour, MaxWorkflowRetention: 3 * hour, WorkflowRetention: 50 * hour}
+	o, err := New(1, limits, []*Deployment{d}).Options(d.ID, "W", "run")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if o.JournalRetention != hour || o.IdempotencyRetention != 2*hour || o.WorkflowRetention != 3*hour {
+		t.Errorf("limited to %+v", o)
+	}
+	d.Services[0].Overrides = Overrides{}
+	if o, _ = New(1, limits, []*Deployment{d}).Options(d.ID, "W", "run"); o.WorkflowRetention != 3*hour {
+		t.Errorf("the default is limited to %+v", o)
+	}
+}
+
 func TestRequestResponseHasNoInactivityTimeout(t *testing.T) {
 	d := sample()
 	d.ProtocolType = RequestResponse

@@ -124,10 +124,12 @@ type Retention struct {
 	MaxJournal *time.Duration `key:"max-journal-retention"`
 	// Idempotency keeps the result for repeated calls with the same idempotency key. Default: 1d.
 	Idempotency time.Duration `key:"default-idempotency-retention"`
-	// MaxIdempotency caps what services may ask for, also for workflows. Default: none.
+	// MaxIdempotency caps what services may ask for. Default: none.
 	MaxIdempotency *time.Duration `key:"max-idempotency-retention"`
 	// Workflow keeps a finished workflow's result, state and promises. Default: 1d.
 	Workflow time.Duration `key:"default-workflow-completion-retention"`
+	// MaxWorkflow caps what workflows may ask for. Default: none.
+	MaxWorkflow *time.Duration `key:"max-workflow-completion-retention"`
 }
 
 // What happens to an invocation whose attempts are used up.

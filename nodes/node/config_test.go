@@ -50,6 +50,7 @@ func TestValidateNamesKeyAndRule(t *testing.T) {
 		{func(c *Config) { c.Admin.BindAddress = "127.0.0.1:8080" }, "ingress.bind-address", "like admin.bind-address"},
 		{func(c *Config) { c.MetadataClient.Addresses = []string{"http://other:5122"} }, "metadata-client.addresses", "cannot join"},
 		{func(c *Config) { c.Retention.MaxJournal = &negative }, "max-journal-retention", "negative"},
+		{func(c *Config) { c.Retention.MaxWorkflow = &negative }, "max-workflow-completion-retention", "negative"},
 		{func(c *Config) { c.RetryPolicy.InitialInterval = 0 }, "default-retry-policy.initial-interval", "longer than"},
 		{func(c *Config) { c.RetryPolicy.MaxInterval = 1 }, "default-retry-policy.max-interval", "shorter"},
 		{func(c *Config) { c.RetryPolicy.ExponentiationFactor = 0.5 }, "default-retry-policy.exponentiation-factor", "at least 1"},

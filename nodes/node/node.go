@@ -470,6 +470,9 @@ func (c *Config) defaults() schema.Defaults {
 	if m := c.Retention.MaxIdempotency; m != nil {
 		d.MaxIdempotencyRetention = *m
 	}
+	if m := c.Retention.MaxWorkflow; m != nil {
+		d.MaxWorkflowRetention = *m
+	}
 	if m := c.MaxRetryAttempts; m != nil {
 		d.MaxAttempts = uint64(*m)
 	}

@@ -181,7 +181,7 @@ func (c *Config) validateInvocations(k *checks) {
 	}{
 		{"default-journal-retention", &r.Journal}, {"max-journal-retention", r.MaxJournal},
 		{"default-idempotency-retention", &r.Idempotency}, {"max-idempotency-retention", r.MaxIdempotency},
-		{"default-workflow-completion-retention", &r.Workflow},
+		{"default-workflow-completion-retention", &r.Workflow}, {"max-workflow-completion-retention", r.MaxWorkflow},
 	} {
 		k.notNegative(d.key, d.d)
 	}
