@@ -21,7 +21,8 @@ type Driver struct {
 	Ingress string
 	// Workers is how many programs run at once.
 	Workers int
-	// Patience bounds one program, and the wait for everything at the end, crashes included.
+	// Patience is how long no program at all may be answered, crashes included, and bounds the wait for everything at the
+	// end. A single program has no bound of its own: a server that is killed after each answer keeps the others waiting.
 	Patience time.Duration
 	// Witness is that of the endpoints.
 	Witness *Witness
@@ -36,6 +37,8 @@ func (d *Driver) Answered() int { return int(d.answered.Load()) }
 // Run runs programs and returns what came out: answers, how every invocation ended, and what the objects of want hold.
 // The programs' requests are repeated until they succeed, with an idempotency key.
 func (d *Driver) Run(ctx context.Context, programs []*Program) (answers map[int]End, problems []string) {
+	ctx, stop := d.whileAnswered(ctx)
+	defer stop()
 	var mu sync.Mutex // guards what is returned
 	answers = map[int]End{}
 	todo := make(chan *Program)
@@ -63,9 +66,32 @@ func (d *Driver) Run(ctx context.Context, programs []*Program) (answers map[int]
 	return answers, problems
 }
 
+// whileAnswered is a context that is done once no program was answered for Patience, or twice that. Its stop function must
+// be called.
+func (d *Driver) whileAnswered(ctx context.Context) (_ context.Context, stop func()) {
+	ctx, cancel := context.WithCancelCause(ctx)
+	var wg sync.WaitGroup
+	wg.Go(func() {
+		t := time.NewTicker(d.Patience)
+		defer t.Stop()
+		for last := d.Answered(); ; {
+			select {
+			case <-t.C:
+			case <-ctx.Done():
+				return
+			}
+			n := d.Answered()
+			if n == last {
+				cancel(fmt.Errorf("no program was answered for %v", d.Patience))
+				return
+			}
+			last = n
+		}
+	})
+	return ctx, func() { cancel(nil); wg.Wait() }
+}
+
 func (d *Driver) program(ctx context.Context, p *Program) (End, error) {
-	ctx, cancel := context.WithTimeout(ctx, d.Patience)
-	defer cancel()
 	path := "/" + p.Entry.name() + "/"
 	if p.Entry.Key != "" {
 		path += p.Entry.Key + "/"
@@ -137,7 +163,7 @@ func again(ctx context.Context, status int, body []byte, err error) error {
 	case <-t.C:
 		return nil
 	case <-ctx.Done():
-		return errors.Join(errors.New("never answered"), err)
+		return errors.Join(errors.New("never answered"), context.Cause(ctx), err)
 	}
 }
 
