@@ -48,6 +48,21 @@ type handlerJSON struct {
 	InputSchema          json.RawMessage   `json:"input_json_schema,omitempty"`
 	OutputSchema         json.RawMessage   `json:"output_json_schema,omitempty"`
 	Retry                retryJSON         `json:"retry_policy"`
+	Info                 []noteJSON        `json:"info,omitempty"`
+}
+
+// noteJSON tells that something that a deployment asked for is not done like that.
+type noteJSON struct {
+	Code    string `json:"code"`
+	Message string `json:"message"`
+}
+
+func notesOf(notes []schema.Note) []noteJSON {
+	var l []noteJSON
+	for _, n := range notes {
+		l = append(l, noteJSON(n))
+	}
+	return l
 }
 
 type serviceJSON struct {
@@ -66,11 +81,12 @@ type serviceJSON struct {
 	AbortTimeout         span              `json:"abort_timeout"`
 	LazyState            bool              `json:"enable_lazy_state"`
 	Retry                retryJSON         `json:"retry_policy"`
+	Info                 []noteJSON        `json:"info,omitempty"`
 }
 
-// handlerOf shows what a handler overrides, except for what it is in the end: public or not.
+// handlerOf shows what a handler overrides, as far as it has an effect, and whether it is public in the end.
 func handlerOf(h *schema.Handler) handlerJSON {
-	o := &h.Overrides
+	o := &h.Applied
 	j := handlerJSON{
 		Name: h.Name, Documentation: h.Documentation, Metadata: h.Metadata,
 		IdempotencyRetention: spanOf(o.IdempotencyRetention), JournalRetention: spanOf(o.JournalRetention),
@@ -78,6 +94,7 @@ func handlerOf(h *schema.Handler) handlerJSON {
 		Public: h.Options.Public, Input: describeInput(&h.Input), Output: describeOutput(&h.Output),
 		InputSchema: h.Input.JSONSchema, OutputSchema: h.Output.JSONSchema,
 		Retry: retryJSON{spanOf(o.Retry.InitialInterval), o.Retry.Factor, o.Retry.MaxAttempts, spanOf(o.Retry.MaxInterval), o.Retry.OnMaxAttempts},
+		Info:  notesOf(h.Notes),
 	}
 	if h.ServiceType != schema.Service {
 		j.Type = h.Type.String()
@@ -94,6 +111,7 @@ func serviceOf(v *schema.ServiceRevision) serviceJSON {
 		IdempotencyRetention: span(o.IdempotencyRetention), JournalRetention: span(o.JournalRetention),
 		InactivityTimeout: span(o.InactivityTimeout), AbortTimeout: span(o.AbortTimeout), LazyState: o.LazyState,
 		Retry: retryJSON{InitialInterval: (*span)(&o.Retry.InitialInterval), Factor: &o.Retry.Factor, OnMaxAttempts: &o.Retry.OnMaxAttempts},
+		Info:  notesOf(v.Notes),
 	}
 	if o.Retry.MaxAttempts > 0 {
 		j.Retry.MaxAttempts = &o.Retry.MaxAttempts

@@ -12,6 +12,7 @@ import (
 	"slices"
 	"time"
 
+	"perdure/control/duration"
 	"perdure/control/ident"
 )
 
@@ -143,11 +144,13 @@ func resolve(d *Deployment, defaults *Defaults) *resolved {
 		rev.Deployment = d.ID
 		rev.Handlers = slices.Clone(rev.Handlers)
 		rev.Options = defaults.options(d, &rev.Overrides, nil)
+		_, rev.Notes = defaults.applied(d, "service", rev.Overrides)
 		sv := &service{rev: rev, d: &c, handlers: make(map[string]*Handler, len(rev.Handlers))}
 		for j := range rev.Handlers {
 			h := &rev.Handlers[j]
 			h.Service, h.ServiceType, h.Deployment, h.Revision = rev.Name, rev.Type, d.ID, rev.Revision
 			h.Options = defaults.options(d, &rev.Overrides, &h.Overrides)
+			h.Applied, h.Notes = defaults.applied(d, "handler", h.Overrides)
 			sv.handlers[h.Name] = h
 		}
 		r.services[rev.Name] = sv
@@ -178,6 +181,34 @@ func (d *Defaults) options(dp *Deployment, service, handler *Overrides) Options 
 		o.Retry.MaxAttempts = d.MaxAttempts
 	}
 	return o
+}
+
+// applied are the overrides of a service or a handler, as who says, as far as they have an effect in the deployment.
+func (d *Defaults) applied(dp *Deployment, who string, o Overrides) (Overrides, []Note) {
+	var notes []Note
+	if t := o.InactivityTimeout; t != nil && dp.ProtocolType == RequestResponse {
+		notes = append(notes, Note{"RT0021", fmt.Sprintf("The configured inactivity_timeout %s will not be applied because the %s is exposed in Request/Response mode.",
+			duration.Format(*t), who)})
+		o.InactivityTimeout = nil
+	}
+	for _, r := range []struct {
+		name     string
+		override **time.Duration
+		limit    time.Duration
+	}{
+		{"journal_retention", &o.JournalRetention, d.MaxJournalRetention},
+		{"idempotency_retention", &o.IdempotencyRetention, d.MaxIdempotencyRetention},
+		{"workflow_completion_retention", &o.WorkflowRetention, d.MaxWorkflowRetention},
+	} {
+		if *r.override == nil {
+			continue
+		}
+		if v := clamp(**r.override, r.limit); v != **r.override {
+			notes = append(notes, Note{"RT0022", "The configured " + r.name + " is clamped to the maximum server limit."})
+			*r.override = &v
+		}
+	}
+	return o, notes
 }
 
 func clamp(v, limit time.Duration) time.Duration {

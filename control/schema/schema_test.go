@@ -2,6 +2,7 @@ package schema
 
 import (
 	"errors"
+	"slices"
 	"testing"
 	"time"
 
@@ -73,6 +74,52 @@ func TestEachRetentionHasItsOwnLimit(t *testing.T) {
 	d.Services[0].Overrides = Overrides{}
 	if o, _ = New(1, limits, []*Deployment{d}).Options(d.ID, "W", "run"); o.WorkflowRetention != 3*hour {
 		t.Errorf("the default is limited to %+v", o)
+	}
+}
+
+// TestNotesSayWhatIsNotTakenAsItIs, and what applies instead.
+func TestNotesSayWhatIsNotTakenAsItIs(t *testing.T) {
+	const hour = time.Hour
+	all := Overrides{InactivityTimeout: ptr(1500 * time.Millisecond), JournalRetention: ptr(9 * hour), IdempotencyRetention: ptr(9 * hour), WorkflowRetention: ptr(9 * hour)}
+	at := func(mode ProtocolType, o Overrides) (*ServiceRevision, *Handler) {
+		d := sample()
+		d.ProtocolType = mode
+		d.Services = []ServiceRevision{{Name: "W", Type: Workflow, Overrides: o, Handlers: []Handler{{Name: "x", Type: Shared, Overrides: o}}}}
+		s := New(1, Defaults{MaxJournalRetention: hour, MaxIdempotencyRetention: 2 * hour, MaxWorkflowRetention: 3 * hour}, []*Deployment{d})
+		r, err := s.Deployment(d.ID)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return &r.Services[0], &r.Services[0].Handlers[0]
+	}
+	clamped := func(name string) Note {
+		return Note{"RT0022", "The configured " + name + " is clamped to the maximum server limit."}
+	}
+	ignored := func(who string) Note {
+		return Note{"RT0021", "The configured inactivity_timeout 1s 500ms will not be applied because the " + who + " is exposed in Request/Response mode."}
+	}
+	three := []Note{clamped("journal_retention"), clamped("idempotency_retention"), clamped("workflow_completion_retention")}
+
+	rev, h := at(RequestResponse, all)
+	if want := append([]Note{ignored("service")}, three...); !slices.Equal(rev.Notes, want) {
+		t.Errorf("service: %q", rev.Notes)
+	}
+	if want := append([]Note{ignored("handler")}, three...); !slices.Equal(h.Notes, want) {
+		t.Errorf("handler: %q", h.Notes)
+	}
+	if a := h.Applied; a.InactivityTimeout != nil || *a.JournalRetention != hour || *a.IdempotencyRetention != 2*hour || *a.WorkflowRetention != 3*hour {
+		t.Errorf("applied: %+v", a)
+	}
+	if *h.Overrides.JournalRetention != 9*hour || *rev.Overrides.InactivityTimeout != 1500*time.Millisecond {
+		t.Error("what is stored was changed")
+	}
+	rev, h = at(BidiStream, all)
+	if !slices.Equal(rev.Notes, three) || !slices.Equal(h.Notes, three) || *h.Applied.InactivityTimeout != 1500*time.Millisecond {
+		t.Errorf("with streams: %q, %q, %+v", rev.Notes, h.Notes, h.Applied)
+	}
+	rev, h = at(RequestResponse, Overrides{JournalRetention: ptr(hour), IdempotencyRetention: ptr(time.Duration(0))})
+	if rev.Notes != nil || h.Notes != nil || *h.Applied.JournalRetention != hour {
+		t.Errorf("within limits: %q, %q, %+v", rev.Notes, h.Notes, h.Applied)
 	}
 }
 

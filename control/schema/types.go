@@ -151,6 +151,8 @@ type ServiceRevision struct {
 	Deployment ident.DeploymentID `json:"-"`
 	// Options are those of a handler without overrides of its own. Set by New.
 	Options Options `json:"-"`
+	// Notes are about Overrides of the service. Set by New.
+	Notes []Note `json:"-"`
 }
 
 // Handler is one handler of a service revision.
@@ -170,7 +172,14 @@ type Handler struct {
 	Revision    uint32             `json:"-"`
 	// Options are the effective ones: handler's, else service's, else the server's, within the server's limits. Set by New.
 	Options Options `json:"-"`
+	// Applied are the Overrides as far as they have an effect, and Notes say where they have not. Set by New.
+	Applied Overrides `json:"-"`
+	Notes   []Note    `json:"-"`
 }
+
+// Note tells whoever registered a service that an override is not taken as it is. Code is a published one, and the text that
+// users know.
+type Note struct{ Code, Message string }
 
 // Overrides are options that a service or a handler may set; nil means not set.
 type Overrides struct {
