@@ -251,7 +251,11 @@ func TestNextQuery(t *testing.T) {
 	for _, r := range rows {
 		types = append(types, fmt.Sprint(r["entry_type"]))
 	}
-	equal(t, "sys_journal", strings.Join(types, ", "), "Command: Input, Command: GetEagerState, Command: SetState, Command: Output")
+	get := "Command: GetEagerState"
+	if noEagerState() {
+		get = "Command: GetLazyState, Notification: GetLazyState"
+	}
+	equal(t, "sys_journal", strings.Join(types, ", "), "Command: Input, "+get+", Command: SetState, Command: Output")
 	rows = e.query(t, "SELECT name, ty, public, deployment_id FROM sys_service WHERE name = '"+e.prefix+"Counter'")
 	equal(t, "sys_service", rows, []map[string]any{{"name": e.prefix + "Counter", "ty": "virtual_object", "public": true, "deployment_id": e.id}})
 	equal(t, "nothing", e.query(t, "SELECT id FROM sys_invocation WHERE id = '"+unknownID+"'"), []map[string]any{})
