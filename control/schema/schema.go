@@ -144,7 +144,7 @@ func resolve(d *Deployment, defaults *Defaults) *resolved {
 		rev.Deployment = d.ID
 		rev.Handlers = slices.Clone(rev.Handlers)
 		rev.Options = defaults.options(d, &rev.Overrides, nil)
-		_, rev.Notes = defaults.applied(d, "service", rev.Overrides)
+		_, rev.Notes = defaults.applied(d, "service", defaults.retentions(rev))
 		sv := &service{rev: rev, d: &c, handlers: make(map[string]*Handler, len(rev.Handlers))}
 		for j := range rev.Handlers {
 			h := &rev.Handlers[j]
@@ -180,6 +180,17 @@ func (d *Defaults) options(dp *Deployment, service, handler *Overrides) Options 
 	if d.MaxAttempts > 0 && (o.Retry.MaxAttempts == 0 || o.Retry.MaxAttempts > d.MaxAttempts) {
 		o.Retry.MaxAttempts = d.MaxAttempts
 	}
+	return o
+}
+
+// retentions are the overrides of a service with the server's defaults for the retentions that it leaves open: those may be
+// beyond the server's limits, too.
+func (d *Defaults) retentions(rev *ServiceRevision) Overrides {
+	o := Overrides{JournalRetention: &d.JournalRetention, IdempotencyRetention: &d.IdempotencyRetention}
+	if rev.Type == Workflow {
+		o.WorkflowRetention = &d.WorkflowRetention
+	}
+	o.merge(rev.Overrides)
 	return o
 }
 

@@ -85,7 +85,7 @@ func TestNotesSayWhatIsNotTakenAsItIs(t *testing.T) {
 		d := sample()
 		d.ProtocolType = mode
 		d.Services = []ServiceRevision{{Name: "W", Type: Workflow, Overrides: o, Handlers: []Handler{{Name: "x", Type: Shared, Overrides: o}}}}
-		s := New(1, Defaults{MaxJournalRetention: hour, MaxIdempotencyRetention: 2 * hour, MaxWorkflowRetention: 3 * hour}, []*Deployment{d})
+		s := New(1, Defaults{IdempotencyRetention: 5 * hour, MaxJournalRetention: hour, MaxIdempotencyRetention: 2 * hour, MaxWorkflowRetention: 3 * hour}, []*Deployment{d})
 		r, err := s.Deployment(d.ID)
 		if err != nil {
 			t.Fatal(err)
@@ -116,6 +116,10 @@ func TestNotesSayWhatIsNotTakenAsItIs(t *testing.T) {
 	rev, h = at(BidiStream, all)
 	if !slices.Equal(rev.Notes, three) || !slices.Equal(h.Notes, three) || *h.Applied.InactivityTimeout != 1500*time.Millisecond {
 		t.Errorf("with streams: %q, %q, %+v", rev.Notes, h.Notes, h.Applied)
+	}
+	rev, h = at(BidiStream, Overrides{})
+	if !slices.Equal(rev.Notes, []Note{clamped("idempotency_retention")}) || h.Notes != nil {
+		t.Errorf("defaults: %q, %q", rev.Notes, h.Notes)
 	}
 	rev, h = at(RequestResponse, Overrides{JournalRetention: ptr(hour), IdempotencyRetention: ptr(time.Duration(0))})
 	if rev.Notes != nil || h.Notes != nil || *h.Applied.JournalRetention != hour {

@@ -151,7 +151,7 @@ type ServiceRevision struct {
 	Deployment ident.DeploymentID `json:"-"`
 	// Options are those of a handler without overrides of its own. Set by New.
 	Options Options `json:"-"`
-	// Notes are about Overrides of the service. Set by New.
+	// Notes are about Overrides of the service, and the defaults in their place. Set by New.
 	Notes []Note `json:"-"`
 }
 
