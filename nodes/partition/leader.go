@@ -17,6 +17,7 @@ import (
 	"perdure/invokers/protocol"
 	"perdure/nodes/bifrost"
 	"perdure/nodes/partition/fsm"
+	"perdure/nodes/partition/store/storepb"
 	"perdure/nodes/record/recordpb"
 )
 
@@ -123,8 +124,8 @@ func (p *Processor) newLeader(prop *proposer) (_ *leader, err error) {
 			l.end(err)
 		}
 	}()
-	err = p.store.Invoked(func(id ident.InvocationID, incarnation uint64) error {
-		l.invoker.Invoke(id, incarnation, nil)
+	err = p.store.Invoked(func(id ident.InvocationID, inv *storepb.Invocation) error {
+		l.invoker.Invoke(id, inv.Incarnation, nil)
 		return nil
 	})
 	if err != nil {

@@ -29,13 +29,22 @@ func (s *Store) Invocations(fn func(ident.InvocationID, *storepb.Invocation) err
 	})
 }
 
-// Invoked calls fn for the invocations that are to run now.
-func (s *Store) Invoked(fn func(id ident.InvocationID, incarnation uint64) error) error {
-	return s.Invocations(func(id ident.InvocationID, inv *storepb.Invocation) error {
-		if inv.Status != storepb.Invocation_INVOKED {
+// Invoked calls fn for the invocations that are to run now. All status rows are passed, but only theirs are decoded:
+// a partition may keep a hundred thousand that sleep or have ended.
+func (s *Store) Invoked(fn func(ident.InvocationID, *storepb.Invocation) error) error {
+	return s.rows([]byte{keyspace.TagInvocation}, func(key, value []byte) error {
+		if !keyspace.MayBeInvoked(value) {
 			return nil
 		}
-		return fn(id, inv.Incarnation)
+		id, err := keyspace.InvocationOf(key)
+		if err != nil {
+			return err
+		}
+		inv, err := invocationOf(value)
+		if err != nil || inv.Status != storepb.Invocation_INVOKED {
+			return err
+		}
+		return fn(id, inv)
 	})
 }
 

@@ -32,8 +32,11 @@ import (
 	"errors"
 	"fmt"
 
+	"google.golang.org/protobuf/encoding/protowire"
+
 	"perdure/control/cluster"
 	"perdure/control/ident"
+	"perdure/nodes/partition/store/storepb"
 )
 
 // The tables.
@@ -127,6 +130,13 @@ func InvocationOf(key []byte) (id ident.InvocationID, err error) {
 	}
 	copy(id[:], key[1:])
 	return id, nil
+}
+
+// MayBeInvoked is a quick look at a status row: false says that its status is another one than INVOKED. The status
+// is the row's first field.
+func MayBeInvoked(value []byte) bool {
+	const field, invoked = 1<<3 | byte(protowire.VarintType), byte(storepb.Invocation_INVOKED)
+	return len(value) < 2 || value[0] != field || value[1] == invoked
 }
 
 // AppendJournalPrefix begins all keys of an invocation's journal.

@@ -114,6 +114,25 @@ func TestRowsAreGolden(t *testing.T) {
 	}
 }
 
+// What a leader passes over at its start without decoding it is never an invocation that is to run.
+func TestMayBeInvoked(t *testing.T) {
+	for n := range storepb.Invocation_Status_name {
+		for _, inv := range []*storepb.Invocation{{}, {Incarnation: 1, Life: 8, Entries: 3}, {RequestId: []byte{8, 3}, CreatedAtMs: 1}} {
+			inv.Status = storepb.Invocation_Status(n)
+			raw, err := inv.MarshalVT()
+			if err != nil {
+				t.Fatal(err)
+			}
+			if got, want := MayBeInvoked(raw), inv.Status == storepb.Invocation_INVOKED; got != want && inv.Status != storepb.Invocation_FREE {
+				t.Errorf("%s: %v", inv, got)
+			}
+		}
+	}
+	if !MayBeInvoked(nil) || !MayBeInvoked([]byte{0x10, 1, 0x08, 4}) {
+		t.Error("a row whose status is not its first field is passed over")
+	}
+}
+
 func TestAppliedRow(t *testing.T) {
 	raw := AppendApplied(nil, 7, 258)
 	if got := hex.EncodeToString(raw); got != "0000000000000007"+"0000000000000102" {
