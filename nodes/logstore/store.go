@@ -100,8 +100,9 @@ type Store struct {
 
 	queue struct {
 		sync.Mutex
-		writes []*logserver.Write
-		err    error // sticky: no more writes are taken
+		writes  []*logserver.Write
+		refusal error // why no more writes are taken; sticky
+		failure error // why those taken do not become durable; sticky, nil after an orderly Close
 	}
 	queued  atomic.Int64  // bytes enqueued and not yet durable
 	scratch []byte        // of the write loop: compressed payload
@@ -269,7 +270,7 @@ func (s *Store) closeDB() (err error) {
 func (s *Store) Enqueue(w *logserver.Write) error {
 	size := int64(w.Size())
 	s.queue.Lock()
-	if err := s.queue.err; err != nil {
+	if err := s.queue.refusal; err != nil {
 		s.queue.Unlock()
 		return err
 	}
@@ -293,17 +294,21 @@ func (s *Store) signal() {
 // refuse makes err the answer to every later Enqueue. The first error stays.
 func (s *Store) refuse(err error) {
 	s.queue.Lock()
-	if s.queue.err == nil {
-		s.queue.err = err
+	if s.queue.refusal == nil {
+		s.queue.refusal = err
 	}
 	s.queue.Unlock()
 	s.signal()
 }
 
-// fail ends the handle after an error of the disk.
+// fail ends the handle after an error of the disk, also when it is being closed.
 func (s *Store) fail(err error) {
-	s.refuse(fmt.Errorf("%w: %w", ErrFailed, err))
 	s.fatal.Do(func() {
+		failure := fmt.Errorf("%w: %w", ErrFailed, err)
+		s.queue.Lock()
+		s.queue.failure = failure
+		s.queue.Unlock()
+		s.refuse(failure)
 		s.cfg.Logger.Error("log store failed, no more writes are taken", "err", err)
 		if s.cfg.OnFatal != nil {
 			s.cfg.OnFatal(err)
@@ -315,10 +320,7 @@ func (s *Store) fail(err error) {
 func (s *Store) failed() error {
 	s.queue.Lock()
 	defer s.queue.Unlock()
-	if errors.Is(s.queue.err, ErrFailed) {
-		return s.queue.err
-	}
-	return nil
+	return s.queue.failure
 }
 
 // take removes what goes into the next batch, reusing dst. ok is false when the store is closed and
@@ -335,7 +337,7 @@ func (s *Store) take(dst []*logserver.Write) (writes []*logserver.Write, bytes i
 	rest := copy(s.queue.writes, s.queue.writes[n:])
 	clear(s.queue.writes[rest:])
 	s.queue.writes = s.queue.writes[:rest]
-	return writes, bytes, n > 0 || s.queue.err == nil
+	return writes, bytes, n > 0 || s.queue.refusal == nil
 }
 
 // writeLoop turns the queue into batches until the store is closed and the queue empty.

@@ -9,6 +9,7 @@ import (
 	"math/rand/v2"
 	"os"
 	"path/filepath"
+	"runtime"
 	"slices"
 	"strings"
 	"sync"
@@ -510,6 +511,50 @@ func TestFailedSyncEndsTheHandle(t *testing.T) {
 	}
 	if err := s.Enqueue(&logserver.Write{Loglet: 5, Owner: o}); !errors.Is(err, ErrFailed) {
 		t.Errorf("enqueue after failure: %v", err)
+	}
+}
+
+// TestFailureWhileClosing has the disk fail when Close has begun already: what was taken and did not become durable must not
+// be acknowledged.
+func TestFailureWhileClosing(t *testing.T) {
+	syncing, release := make(chan struct{}), make(chan struct{})
+	var armed atomic.Bool
+	inject := errorfs.InjectorFunc(func(op errorfs.Op) error {
+		if op.Kind == errorfs.OpFileSyncData && strings.HasSuffix(op.Path, ".log") && armed.CompareAndSwap(true, false) {
+			syncing <- struct{}{}
+			<-release
+			return errorfs.ErrInjected
+		}
+		return nil
+	})
+	s := open(t, errorfs.Wrap(vfs.NewMem(), inject), nil)
+	store(t, s, 5, 1, 1)
+	armed.Store(true)
+	o := newOwner()
+	write := func(first cluster.Offset) error {
+		return s.Enqueue(&logserver.Write{Loglet: 5, Kind: logserver.WriteRecords, First: first, Records: records(first, 1), Owner: o})
+	}
+	if err := write(2); err != nil {
+		t.Fatal(err)
+	}
+	<-syncing
+	if err := write(3); err != nil {
+		t.Fatal(err)
+	}
+	closed := make(chan struct{})
+	go func() {
+		defer close(closed)
+		_ = s.Close()
+	}()
+	for o := newOwner(); s.Enqueue(&logserver.Write{Loglet: 6, Kind: logserver.WriteSeal, Owner: o}) == nil; {
+		runtime.Gosched()
+	}
+	close(release)
+	<-closed
+	for i, err := range o.wait(t, 2) {
+		if !errors.Is(err, ErrFailed) {
+			t.Errorf("write %d ended with %v after its fsync had failed", i+2, err)
+		}
 	}
 }
 
