@@ -159,6 +159,11 @@ func (l *Loglet) State(s Status) StateReply {
 // Idle reports whether nothing is under way.
 func (l *Loglet) Idle() bool { return len(l.pending) == 0 && len(l.parked) == 0 }
 
+// Unused reports whether nobody has ever stored anything here.
+func (l *Loglet) Unused() bool {
+	return l.sequencer.IsZero() && l.local == 1 && !l.sealing && !l.dataLoss
+}
+
 // Sealed reports whether the seal is durable.
 func (l *Loglet) Sealed() bool { return l.sealed }
 
@@ -177,11 +182,11 @@ func (l *Loglet) Store(tok Token, from cluster.GenNodeID, r *StoreRequest, out *
 	case !r.Repair && next <= l.local, r.Repair && next <= l.trim+1:
 		l.reply(tok, StatusOK, out)
 	case !r.Repair && next <= l.staging:
-		l.park(tok, parkedDuplicate, next)
+		l.park(tok, parkedDuplicate, next, out)
 	case l.sealing && !l.sealed && r.Repair:
 		l.reply(tok, StatusSealing, out)
 	case l.sealing && !l.sealed && !mutant.Is(mutant.StoresIgnoreSeal):
-		l.park(tok, parkedStore, 0)
+		l.park(tok, parkedStore, 0, out)
 	default:
 		l.accept(tok, r, out)
 	}
@@ -240,7 +245,7 @@ func (l *Loglet) Seal(tok Token, r *SealRequest, out *Output) {
 	case l.disabled:
 		l.reply(tok, StatusDisabled, out)
 	case l.sealing:
-		l.park(tok, parkedSeal, 0)
+		l.park(tok, parkedSeal, 0, out)
 	case mutant.Is(mutant.SealNotDurable):
 		l.sealing, l.sealed = true, true
 		l.reply(tok, StatusOK, out)
@@ -259,11 +264,14 @@ func (l *Loglet) Info(tok Token, r *InfoRequest, out *Output) {
 // WaitTail answers once one of the tails has reached the asked one, or the loglet is sealed.
 func (l *Loglet) WaitTail(tok Token, r *WaitTailRequest, out *Output) {
 	l.observe(r.KnownGlobalTail, out)
-	if l.dataLoss || l.sealed || max(l.local, l.global) >= r.Tail {
+	switch {
+	case l.dataLoss || l.sealed || max(l.local, l.global) >= r.Tail:
 		l.reply(tok, l.readStatus(), out)
-		return
+	case l.disabled: // nothing here makes it come
+		l.reply(tok, StatusDisabled, out)
+	default:
+		l.park(tok, parkedTail, r.Tail, out)
 	}
-	l.park(tok, parkedTail, r.Tail)
 }
 
 // Trim deletes a prefix. The point is clipped below the local tail, so that the tail itself is
@@ -380,7 +388,15 @@ func (l *Loglet) outcome(p parked) (Status, bool) {
 	}
 }
 
-func (l *Loglet) park(tok Token, k parkedKind, tail cluster.Offset) {
+// maxParked bounds the requests of a loglet that wait. Who asks again and again, because it gave up on the former answers,
+// is told to come back later.
+const maxParked = 4096
+
+func (l *Loglet) park(tok Token, k parkedKind, tail cluster.Offset, out *Output) {
+	if len(l.parked) >= maxParked {
+		l.reply(tok, StatusOverloaded, out)
+		return
+	}
 	l.parked = append(l.parked, parked{token: tok, kind: k, tail: tail})
 }
 

@@ -248,6 +248,10 @@ func TestFailureAnswersEverybody(t *testing.T) {
 	}
 	s.seal("seal 2")
 	s.expect("seal 2:disabled")
+	s.l.WaitTail("wait 2", &WaitTailRequest{Tail: 9}, &s.out)
+	s.expect("wait 2:disabled")
+	s.l.WaitTail("wait for one", &WaitTailRequest{Tail: 1}, &s.out)
+	s.expect("wait for one:ok")
 	if st := s.l.State(StatusOK); st.LocalTail != 1 || st.Sealed {
 		t.Errorf("state %+v after failure, want an empty open loglet", st)
 	}
@@ -268,5 +272,20 @@ func TestRecoveredTails(t *testing.T) {
 		if st.LocalTail != c.local || st.KnownGlobalTail != c.global {
 			t.Errorf("from %+v: local tail %d, global %d, want %d, %d", c.m, st.LocalTail, st.KnownGlobalTail, c.local, c.global)
 		}
+	}
+}
+
+func TestWaitingIsBounded(t *testing.T) {
+	s := newScript(t, Meta{})
+	for range maxParked {
+		s.l.WaitTail("waits", &WaitTailRequest{Tail: 2}, &s.out)
+	}
+	s.expect()
+	s.l.WaitTail("too many", &WaitTailRequest{Tail: 2}, &s.out)
+	s.expect("too many:overloaded")
+	s.store("a", owner, 1, 1, 0)
+	s.durable()
+	if n := len(s.out.Replies); n != maxParked+1 {
+		t.Errorf("%d answers when the tail has come, want %d", n, maxParked+1)
 	}
 }

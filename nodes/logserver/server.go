@@ -43,7 +43,7 @@ type Config struct {
 // maxReadBytes bounds one read answer whatever the request says.
 const maxReadBytes = 4 << 20
 
-// maxIdleLoglets is how many loglets stay in memory before sealed idle ones are dropped.
+// maxIdleLoglets is how many loglets stay in memory before sealed or unused idle ones are dropped.
 const maxIdleLoglets = 4096
 
 // Server serves the loglets of one store. Its Handle method is the transport handler of service
@@ -242,8 +242,8 @@ func (s *Server) load(id cluster.LogletID) (*entry, error) {
 	return e, nil
 }
 
-// dropIdleLocked forgets up to a quarter of the loglets: sealed ones without anything under way,
-// whose whole state is in the store.
+// dropIdleLocked forgets up to a quarter of the loglets: sealed ones, and ones that somebody asked for
+// but that do not exist, without anything under way. Their whole state is in the store.
 func (s *Server) dropIdleLocked() {
 	n := 0
 	for id, e := range s.loglets {
@@ -251,7 +251,7 @@ func (s *Server) dropIdleLocked() {
 			return
 		}
 		e.mu.Lock()
-		e.dropped = e.core.Sealed() && e.core.Idle()
+		e.dropped = e.core.Idle() && (e.core.Sealed() || e.core.Unused())
 		dropped := e.dropped
 		e.mu.Unlock()
 		if dropped {
@@ -264,16 +264,18 @@ func (s *Server) dropIdleLocked() {
 // background runs a read of the store on its own goroutine, bounded by Config.Readers.
 func (s *Server) background(reply transport.ReplyFunc, f func()) {
 	s.mu.RLock()
-	defer s.mu.RUnlock()
-	if s.closed {
-		reply(nil, ErrClosed)
-		return
+	closed := s.closed
+	if !closed {
+		s.wg.Go(func() {
+			s.readers <- struct{}{}
+			defer func() { <-s.readers }()
+			f()
+		})
 	}
-	s.wg.Go(func() {
-		s.readers <- struct{}{}
-		defer func() { <-s.readers }()
-		f()
-	})
+	s.mu.RUnlock()
+	if closed {
+		reply(nil, ErrClosed)
+	}
 }
 
 // readable clips a range under the loglet's lock.

@@ -272,6 +272,30 @@ func TestServerForgetsIdleLoglets(t *testing.T) {
 	}
 }
 
+// TestServerForgetsWhatDoesNotExist: asking for loglets that nobody has written to must not fill the memory.
+func TestServerForgetsWhatDoesNotExist(t *testing.T) {
+	s := newTestServer(t, newMemStore())
+	for id := range cluster.LogletID(2 * maxIdleLoglets) {
+		get[*StateReply](t, ask(s, &InfoRequest{Header{Loglet: id}}))
+	}
+	if n := len(s.loglets); n > maxIdleLoglets {
+		t.Errorf("%d loglets in memory, want at most %d", n, maxIdleLoglets)
+	}
+}
+
+// TestServerAnswersWithoutItsLock: who is told that the server is closed may call it again.
+func TestServerAnswersWithoutItsLock(t *testing.T) {
+	s := New(Config{Store: newMemStore(), Logger: slog.New(slog.DiscardHandler)})
+	s.Close()
+	s.Handle(owner, &ReadRequest{}, func(transport.Message, error) {
+		if !s.mu.TryLock() {
+			t.Error("the answer came while the server's lock was held")
+			return
+		}
+		s.mu.Unlock()
+	})
+}
+
 func TestServerClose(t *testing.T) {
 	s := New(Config{Store: newMemStore(), Logger: slog.New(slog.DiscardHandler)})
 	s.Close()
