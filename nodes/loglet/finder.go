@@ -11,7 +11,7 @@ import (
 
 // FinderConfig are the times of a Finder.
 type FinderConfig struct {
-	// AnswerTimeout is when a request without answer is repeated; default 500 ms.
+	// AnswerTimeout is when a request without answer is repeated; default 500 ms. Later answers still count.
 	AnswerTimeout time.Duration
 	// RetryMin and RetryMax bound the pause before a failed request is repeated; default 20 ms, 1 s.
 	RetryMin, RetryMax time.Duration
@@ -95,9 +95,9 @@ type peer struct {
 	tail   cluster.Offset
 	lost   bool // not authoritative: nothing it says counts
 
-	busy     bool // a request of the current phase is under way
-	done     bool // the current phase needs nothing more of it
-	attempt  uint32
+	busy     bool   // a request of the current phase is under way
+	done     bool   // the current phase needs nothing more of it
+	attempt  uint32 // counts phases: within one, an answer to any repetition of its request is good
 	failures int
 	retryAt  time.Duration
 	deadline time.Duration
@@ -168,13 +168,10 @@ func (f *Finder) NextTick() (time.Duration, bool) {
 // Answer takes the end of a send.
 func (f *Finder) Answer(now time.Duration, a *Answer) []Send {
 	n := &f.nodes[a.Node]
-	current := a.Attempt == n.attempt && n.busy
-	if current {
-		n.busy = false
-	}
+	current := a.Attempt == n.attempt && !n.done
 	state, ok := a.state()
 	if !ok {
-		if current {
+		if current && n.busy {
 			f.failed(now, n)
 			f.evaluate(now)
 		}
@@ -182,6 +179,7 @@ func (f *Finder) Answer(now time.Duration, a *Answer) []Send {
 	}
 	f.learn(n, state)
 	if current {
+		n.busy = false
 		f.took(now, n, a)
 	}
 	f.evaluate(now)
@@ -249,7 +247,6 @@ func (f *Finder) tookRun(n *peer, r *logserver.ReadReply) {
 
 func (f *Finder) failed(now time.Duration, n *peer) {
 	n.busy = false
-	n.attempt++
 	n.failures++
 	n.retryAt = now + backoff(n.failures, f.cfg.RetryMin, f.cfg.RetryMax)
 	if f.phase == reading && n.failures >= maxReadFailures {

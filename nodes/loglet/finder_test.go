@@ -176,6 +176,32 @@ func TestRepairCopiesWhatIsMissing(t *testing.T) {
 	tb.result(TailResult{Tail: 10, Sealed: true})
 }
 
+// TestSlowAnswersCount: a disk on which each write takes longer than the patience with one request must not keep a repair
+// from ever ending.
+func TestSlowAnswersCount(t *testing.T) {
+	tb := newTable(t, 2, 2, SealTail)
+	// late lets server n answer only after its request was repeated.
+	late := func(n int, m transport.Message) {
+		t.Helper()
+		first := tb.pending[n]
+		for range 4 {
+			tb.pass(400 * time.Millisecond)
+		}
+		if tb.pending[n].Msg == first.Msg {
+			t.Fatalf("%T is not repeated", first.Msg)
+		}
+		delete(tb.pending, n)
+		tb.take(tb.f.Answer(tb.now, &Answer{Send: first, Reply: m}))
+	}
+	late(0, state(10, 5, true))
+	late(1, state(9, 5, true))
+	late(0, &logserver.DigestReply{StateReply: *state(10, 5, true), Exists: []logserver.Range{{From: 5, To: 10}}})
+	late(1, &logserver.DigestReply{StateReply: *state(9, 5, true), Exists: []logserver.Range{{From: 5, To: 9}}})
+	late(0, &logserver.ReadReply{StateReply: *state(10, 5, true), Records: []logserver.Found{{Offset: 9}}})
+	late(1, state(10, 9, true))
+	tb.result(TailResult{Tail: 10, Sealed: true})
+}
+
 // TestRepairNeverSkips: the server that has the oldest missing record does not answer.
 func TestRepairNeverSkips(t *testing.T) {
 	tb := newTable(t, 3, 2, SealTail)
@@ -251,7 +277,10 @@ func TestTrimmer(t *testing.T) {
 	if len(again) != 1 || again[0].Node != 1 || again[0].Msg.(*logserver.TrimRequest).UpTo != 5 {
 		t.Fatalf("repeats %+v, want the trim of server 1", again)
 	}
-	tr.Answer(at, &Answer{Send: again[0], Reply: state(9, 9, false)})
+	// The third one is slow: its answer comes when it was asked again, and counts.
+	at += time.Minute
+	tr.Tick(at)
+	tr.Answer(at, &Answer{Send: sends[2], Reply: state(9, 9, false)})
 	if !tr.Finished() {
 		t.Error("not finished with a write quorum")
 	}

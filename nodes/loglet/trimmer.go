@@ -20,7 +20,6 @@ type Trimmer struct {
 
 type trimPeer struct {
 	done, busy bool
-	attempt    uint32
 	failures   int
 	retryAt    time.Duration
 	deadline   time.Duration
@@ -75,13 +74,12 @@ func (t *Trimmer) NextTick() (at time.Duration, ok bool) {
 // Answer takes the end of a send.
 func (t *Trimmer) Answer(now time.Duration, a *Answer) []Send {
 	n := &t.nodes[a.Node]
-	if a.Attempt != n.attempt || !n.busy {
+	switch state, ok := a.state(); {
+	case n.done:
 		return nil
-	}
-	n.busy = false
-	if state, ok := a.state(); ok && state.Status == logserver.StatusOK {
-		n.done = true
-	} else {
+	case ok && state.Status == logserver.StatusOK:
+		n.busy, n.done = false, true
+	case n.busy:
 		t.failed(now, n)
 	}
 	return t.pump(now)
@@ -89,7 +87,6 @@ func (t *Trimmer) Answer(now time.Duration, a *Answer) []Send {
 
 func (t *Trimmer) failed(now time.Duration, n *trimPeer) {
 	n.busy = false
-	n.attempt++
 	n.failures++
 	n.retryAt = now + backoff(n.failures, t.cfg.RetryMin, t.cfg.RetryMax)
 }
@@ -102,7 +99,7 @@ func (t *Trimmer) pump(now time.Duration) []Send {
 			continue
 		}
 		n.busy, n.deadline = true, now+t.cfg.AnswerTimeout
-		sends = append(sends, Send{Node: i, To: t.params.Quorum.Node(i), Attempt: n.attempt, Msg: &logserver.TrimRequest{
+		sends = append(sends, Send{Node: i, To: t.params.Quorum.Node(i), Msg: &logserver.TrimRequest{
 			Header: logserver.Header{Loglet: t.params.ID, KnownGlobalTail: t.global}, UpTo: t.upTo,
 		}})
 	}
