@@ -132,6 +132,7 @@ type Loglet struct {
 	staging   cluster.Offset // accepted, perhaps not durable
 	local     cluster.Offset // durable
 	global    cluster.Offset // known committed
+	noted     cluster.Offset // the highest global tail that goes to the disk with a write
 	trim      cluster.Offset
 	sealing   bool // a seal was enqueued
 	sealed    bool // the seal is durable
@@ -148,6 +149,7 @@ func NewLoglet(id cluster.LogletID, m Meta) *Loglet {
 	l.local = max(m.LocalTail, m.TrimPoint+1, 1)
 	l.staging = l.local
 	l.global = max(m.GlobalTail, m.TrimPoint+1, 1)
+	l.noted = l.global
 	return l
 }
 
@@ -216,14 +218,19 @@ func (l *Loglet) refuse(from cluster.GenNodeID, r *StoreRequest) (Status, bool) 
 	return StatusOK, false
 }
 
+// noteEvery is by how many offsets the known global tail that is on disk may lag. After a restart of all servers it is where
+// repair has to begin to look, so that it must not be as long as the loglet.
+const noteEvery = 1024
+
 func (l *Loglet) accept(tok Token, r *StoreRequest, out *Output) {
 	w := &Write{Loglet: l.id, Kind: WriteRecords, First: r.First, Records: r.Records}
 	if l.sequencer.IsZero() {
 		l.sequencer = r.Sequencer
 		w.Sequencer = r.Sequencer
 	}
-	if r.First > l.staging {
-		w.GlobalTail = l.global // what makes the hole harmless must survive with it
+	if r.First > l.staging || l.global >= l.noted+noteEvery { // what makes a hole harmless must survive with it
+		w.GlobalTail = l.global
+		l.noted = l.global
 	}
 	l.staging = max(l.staging, r.Next())
 	if mutant.Is(mutant.AckBeforeSync) {

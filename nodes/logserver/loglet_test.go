@@ -159,6 +159,31 @@ func TestHoleIsRememberedWithItsReason(t *testing.T) {
 	}
 }
 
+// TestGlobalTailIsNoted: after a restart of all servers, repair begins at the global tail that is on disk.
+func TestGlobalTailIsNoted(t *testing.T) {
+	s := newScript(t, Meta{})
+	const batch = 100
+	onDisk := cluster.Offset(1)
+	noted := 0
+	for first := 1; first < 20*noteEvery; first += batch {
+		s.store("x", owner, first, batch, cluster.Offset(first))
+		if g := s.writes[0].GlobalTail; g != 0 {
+			if g < onDisk || int(g) > first {
+				t.Fatalf("known global tail %d is noted after %d, with %d", g, onDisk, first)
+			}
+			onDisk = g
+			noted++
+		}
+		if lag := first - int(onDisk); lag > noteEvery+batch {
+			t.Fatalf("the known global tail on disk is %d, %d behind", onDisk, lag)
+		}
+		s.durable()
+	}
+	if noted > 20 {
+		t.Errorf("it was noted %d times in 20 times %d records", noted, noteEvery)
+	}
+}
+
 func TestSealComesAfterWhatWasAccepted(t *testing.T) {
 	s := newScript(t, Meta{})
 	s.store("a", owner, 1, 2, 0)
