@@ -30,8 +30,11 @@ const day = 24 * time.Hour
 // Parse reads a duration that is not negative and at most some 292 years.
 func Parse(s string) (time.Duration, error) {
 	p := parser{rest: s}
-	if p.rest == "" {
+	switch s {
+	case "":
 		return 0, ErrEmpty
+	case "0":
+		return 0, nil // the only number that needs no unit
 	}
 	neg := p.sign()
 	var err error
@@ -197,7 +200,12 @@ func (p *parser) friendly(neg *bool) error {
 		if err := p.add(n, unit); err != nil {
 			return err
 		}
-		p.rest = strings.TrimPrefix(p.rest, ",")
+		if rest, comma := strings.CutPrefix(p.rest, ","); comma {
+			if !strings.HasPrefix(rest, " ") && !strings.HasPrefix(rest, "\t") {
+				return ErrTrailing // a comma separates only with a space
+			}
+			p.rest = rest
+		}
 		p.space()
 		if p.rest == "" || p.rest[0] < '0' || p.rest[0] > '9' {
 			return p.end(neg)

@@ -15,7 +15,7 @@ func TestParse(t *testing.T) {
 		{"3 days", 72 * time.Hour}, {"2w", 14 * day}, {"2 weeks", 14 * day}, {"1.5h", 90 * time.Minute},
 		{"1 hour, 30 minutes", 90 * time.Minute}, {"+1s", time.Second}, {"01:02:03", time.Hour + 2*time.Minute + 3*time.Second},
 		{"1d 01:02:03.5", day + time.Hour + 2*time.Minute + 3500*time.Millisecond}, {"500us", 500 * time.Microsecond},
-		{"100µs", 100 * time.Microsecond}, {"7ns", 7}, {"0s", 0}, {"-0s", 0}, {"1000ms", time.Second},
+		{"100µs", 100 * time.Microsecond}, {"7ns", 7}, {"0s", 0}, {"-0s", 0}, {"0", 0}, {"1000ms", time.Second},
 		{"PT2H", 2 * time.Hour}, {"P1D", day}, {"P1W", 7 * day}, {"PT1.5S", 1500 * time.Millisecond}, {"pt1h", time.Hour},
 		{"P1DT1H", 25 * time.Hour}, {"PT0.5H", 30 * time.Minute}, {"PT86400S", day}, {"P1W2DT3H4M5,25S", 9*day + 3*time.Hour + 4*time.Minute + 5250*time.Millisecond},
 		{"106751d", 106751 * day}, {"999999h", 999999 * time.Hour},
@@ -36,7 +36,7 @@ func TestParseErrors(t *testing.T) {
 		{"1m 1h", ErrOrder}, {"1h 1h", ErrOrder}, {"1d 1h 01:02:03", ErrOrder}, {"1x", ErrUnit}, {"PT1D", ErrUnit}, {"P1H", ErrUnit},
 		{"P", ErrNoInteger}, {"PT", ErrNoInteger}, {"P1DT", ErrNoInteger}, {"PT1", ErrNoUnit}, {"-", ErrNoInteger}, {"1s x", ErrTrailing},
 		{"1.5h 3m", ErrTrailing}, {"PT1.5H3M", ErrTrailing}, {"106752d", ErrRange}, {"99999999999999999999s", ErrRange}, {"PT1H1H", ErrOrder},
-		{"01:60:00", ErrRange}, {"01:02", ErrNoUnit},
+		{"1h,30m", ErrTrailing}, {"1h,", ErrTrailing}, {"-0", ErrNoUnit}, {"00", ErrNoUnit}, {"0.0", ErrNoUnit}, {"01:60:00", ErrRange}, {"01:02", ErrNoUnit},
 	} {
 		if got, err := Parse(c.in); !errors.Is(err, c.want) {
 			t.Errorf("%q: %s, %v, want %v", c.in, got, err, c.want)
