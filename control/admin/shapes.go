@@ -35,7 +35,7 @@ type retryJSON struct {
 type handlerJSON struct {
 	Name                 string            `json:"name"`
 	Type                 string            `json:"ty,omitempty"`
-	Documentation        string            `json:"documentation,omitempty"`
+	Documentation        *string           `json:"documentation,omitempty"`
 	Metadata             map[string]string `json:"metadata,omitempty"`
 	IdempotencyRetention *span             `json:"idempotency_retention,omitempty"`
 	JournalRetention     *span             `json:"journal_retention,omitempty"`
@@ -69,7 +69,7 @@ type serviceJSON struct {
 	Name                 string            `json:"name"`
 	Type                 string            `json:"ty"`
 	Handlers             []handlerJSON     `json:"handlers"`
-	Documentation        string            `json:"documentation,omitempty"`
+	Documentation        *string           `json:"documentation,omitempty"`
 	Metadata             map[string]string `json:"metadata,omitempty"`
 	DeploymentID         string            `json:"deployment_id"`
 	Revision             uint32            `json:"revision"`

@@ -31,7 +31,7 @@ func (h *Handler) CheckInput(contentType string, present, emptyBody bool) error 
 	ct, _, _ := strings.Cut(contentType, ";")
 	ct = strings.TrimSpace(ct)
 	if !matchContentType(r.ContentType, ct) {
-		return &InputError{"Content-type '" + ct + "' does not match '" + r.ContentType + "'"}
+		return &InputError{"Content-type '" + contentType + "' does not match '" + r.ContentType + "'"}
 	}
 	if emptyBody && len(r.JSONSchema) > 0 {
 		return &InputError{"Empty body not allowed"}

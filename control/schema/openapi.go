@@ -18,8 +18,8 @@ func jsonContent(schema, example any) object {
 // ingress at ingressURL. The result is made anew for each call.
 func (v *ServiceRevision) OpenAPI(ingressURL string) map[string]any {
 	info := object{"title": v.Name, "version": strconv.FormatUint(uint64(v.Revision), 10)}
-	if v.Documentation != "" {
-		info["description"] = v.Documentation
+	if v.Documentation != nil {
+		info["description"] = *v.Documentation
 	}
 	if len(v.Metadata) > 0 {
 		info["x-restate-extensions"] = maps.Clone(v.Metadata)
@@ -78,8 +78,8 @@ func operation(h *Handler, id, tag, description string, params []object, body ob
 	if tag == "Send" {
 		op["tags"] = []string{tag}
 	}
-	if h.Documentation != "" {
-		op["description"] = h.Documentation
+	if h.Documentation != nil {
+		op["description"] = *h.Documentation
 	}
 	if len(h.Metadata) > 0 {
 		op["x-restate-extensions"] = maps.Clone(h.Metadata)

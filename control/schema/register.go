@@ -292,10 +292,7 @@ func service2revision(m *ManifestService) (v ServiceRevision, err error) {
 	if strings.HasPrefix(lower, "restate") || lower == "openapi" {
 		return v, refuse(Invalid, "META0005", "cannot insert/modify service '%s' as it contains a reserved name", m.Name)
 	}
-	v = ServiceRevision{Name: m.Name, Type: serviceTypes[m.Type], Metadata: m.Metadata, Overrides: m.overrides()}
-	if m.Documentation != nil {
-		v.Documentation = *m.Documentation
-	}
+	v = ServiceRevision{Name: m.Name, Type: serviceTypes[m.Type], Documentation: m.Documentation, Metadata: m.Metadata, Overrides: m.overrides()}
 	byName := make(map[string]int)
 	for i := range m.Handlers {
 		h, err := handler(m, v.Type, &m.Handlers[i])
@@ -318,11 +315,8 @@ func service2revision(m *ManifestService) (v ServiceRevision, err error) {
 }
 
 func handler(service *ManifestService, st ServiceType, m *ManifestHandler) (h Handler, err error) {
-	h = Handler{Name: m.Name, Metadata: m.Metadata, Overrides: m.overrides()}
+	h = Handler{Name: m.Name, Documentation: m.Documentation, Metadata: m.Metadata, Overrides: m.overrides()}
 	h.Overrides.WorkflowRetention = millis(m.WorkflowCompletionRetention)
-	if m.Documentation != nil {
-		h.Documentation = *m.Documentation
-	}
 	if h.Type, err = handlerType(st, m.Type); err != nil {
 		return h, err
 	}

@@ -302,7 +302,7 @@ func TestManifestOptions(t *testing.T) {
 		t.Fatalf("the last of two with one name counts: %+v", d.Services)
 	}
 	v := d.Services[1]
-	if v.Documentation != "d" || v.Metadata["a"] != "b" || v.Handlers[0].Name != "a" || v.Handlers[0].Type != Shared || v.Handlers[1].Type != Exclusive {
+	if *v.Documentation != "d" || v.Metadata["a"] != "b" || v.Handlers[0].Name != "a" || v.Handlers[0].Type != Shared || v.Handlers[1].Type != Exclusive {
 		t.Errorf("%+v", v)
 	}
 	a, b := v.Handlers[0].Options, v.Handlers[1].Options

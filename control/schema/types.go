@@ -140,7 +140,7 @@ type ServiceRevision struct {
 	Type ServiceType `json:"type"`
 	// Revision counts the registrations of the service, from 1. The highest is the latest.
 	Revision      uint32            `json:"revision"`
-	Documentation string            `json:"documentation,omitempty"`
+	Documentation *string           `json:"documentation,omitempty"`
 	Metadata      map[string]string `json:"metadata,omitempty"`
 	// Overrides are what the service asks for instead of the server's defaults, and what an operator changed.
 	Overrides Overrides `json:"overrides"`
@@ -159,7 +159,7 @@ type ServiceRevision struct {
 type Handler struct {
 	Name          string            `json:"name"`
 	Type          HandlerType       `json:"type"`
-	Documentation string            `json:"documentation,omitempty"`
+	Documentation *string           `json:"documentation,omitempty"`
 	Metadata      map[string]string `json:"metadata,omitempty"`
 	Overrides     Overrides         `json:"overrides"`
 	Input         InputRule         `json:"input"`
