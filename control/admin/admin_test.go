@@ -419,6 +419,7 @@ func TestDeleteDeployment(t *testing.T) {
 	f.expect(f.request("DELETE", path+"?force=true", ""), 404, message("", "not found in the schema registry: deployment with id '<dp>'"))
 	id = f.register(`{"uri":"http://h:2"}`)
 	f.expect(f.request("DELETE", "/deployments/"+id+"?force=maybe", ""), 400, "Failed to deserialize query string: force: …")
+	f.expect(f.request("DELETE", "/deployments/"+id+"?force=", ""), 400, "Failed to deserialize query string: force: …")
 	f.expect(f.request("DELETE", "/deployments/"+id+"?force=true", ""), 202, "")
 	f.expect(f.request("GET", "/deployments/"+id, ""), 404, message("", "The requested deployment '<dp>' does not exist"))
 	f.expect(f.request("GET", "/services", ""), 200, `{"services":[]}`)
@@ -469,7 +470,10 @@ func TestModifyService(t *testing.T) {
 	}
 	f.expect(f.request("PATCH", "/services/Counter", `{"workflow_completion_retention":"2h"}`), 400, message("", "modifying retention time for service type VirtualObject is unsupported"))
 	f.expect(f.request("PATCH", "/services/Counter", `{"idempotency_retention":"bogus"}`), 422, "Failed to deserialize the JSON body into the target type: idempotency_retention: …")
-	f.expect(f.request("PATCH", "/services/Counter", `{"public":"x"}`), 422, "Failed to deserialize the JSON body into the target type: public: …")
+	for body, why := range map[string]string{`{"public":"x"}`: "public: invalid type: string, expected a boolean", `{"idempotency_retention":5}`: "idempotency_retention: invalid type: number, expected a string",
+		`[]`: "invalid type: array, expected an object", `null`: "invalid type: null, expected an object"} {
+		f.expect(f.request("PATCH", "/services/Counter", body), 422, "Failed to deserialize the JSON body into the target type: "+why)
+	}
 	f.expect(f.request("PATCH", "/services/N", `{}`), 404, message("", "The requested service 'N' does not exist"))
 	f.expect(f.request("PATCH", "/services/N", `{"public":true}`), 404, message("", "not found in the schema registry: service with name 'N'"))
 }
@@ -482,12 +486,16 @@ func TestPatchState(t *testing.T) {
 	if p := f.inv.state; p.Service != "Counter" || p.Key != "k" || *p.Version != "v" || string(p.State["a"]) != "\x00\xff" || p.State["b"] == nil || len(p.State) != 2 {
 		t.Errorf("%+v", p)
 	}
+	f.expect(f.request("POST", "/services/Counter/state", `{"object_key":"k","new_state":{"a":"t\u00e4xt"}}`), 202, "")
+	if p := f.inv.state; string(p.State["a"]) != "täxt" {
+		t.Errorf("from a string: %+v", p)
+	}
 	f.expect(f.request("POST", "/services/N/state", `{"object_key":"k","new_state":{}}`), 202, "")
 	f.expect(f.request("POST", "/services/N/state", `{"object_key":"k","new_state":{"a":[1]}}`), 404, message("", "The requested service 'N' does not exist"))
 	f.expect(f.request("POST", "/services/S/state", `{"object_key":"k","new_state":{}}`), 400, message("", "Cannot modify state for service type Service"))
 	f.expect(f.request("POST", "/services/Counter/state", `{"object_key":"k","scope":"s","new_state":{}}`), 500, message("", "bad scope: scopes are not supported by this server"))
 	for _, body := range []string{`{"object_key":"k"}`, `{"new_state":{}}`, `{"object_key":"k","new_state":{"a":[256]}}`, `{"object_key":"k","new_state":{"a":[-1]}}`,
-		`{"object_key":"k","new_state":{"a":[1.5]}}`, `{"object_key":"k","new_state":{"a":"x"}}`, `{"object_key":"k","new_state":{"a":[[1]]}}`} {
+		`{"object_key":"k","new_state":{"a":[1.5]}}`, `{"object_key":"k","new_state":{"a":true}}`, `{"object_key":"k","new_state":{"a":[[1]]}}`} {
 		f.expect(f.request("POST", "/services/Counter/state", body), 422, "Failed to deserialize the JSON body into the target type: …")
 	}
 	f.inv.err = errors.New("no leader")
@@ -547,6 +555,7 @@ func TestDeleteInvocation(t *testing.T) {
 	if !slices.Equal(f.inv.log, want) {
 		t.Errorf("%v", f.inv.log)
 	}
+	f.expect(f.request("DELETE", "/invocations/"+unknownInv+"?mode=", ""), 400, "Failed to deserialize query string: mode: unknown variant ``, …")
 	f.expect(f.request("DELETE", "/invocations/"+unknownInv+"?mode=foo", ""), 400, "Failed to deserialize query string: mode: unknown variant `foo`, expected one of `Cancel`, `cancel`, `Kill`, `kill`, `Purge`, `purge`")
 	f.expect(f.request("DELETE", "/invocations/bad", ""), 400, message("", "The request field 'invocation_id' is invalid. Reason: bad format"))
 	f.expect(f.request("GET", "/invocations/"+unknownInv, ""), 405, "")

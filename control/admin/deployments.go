@@ -272,12 +272,10 @@ func (c *call) deleteDeployment() error {
 		return err
 	}
 	force := false
-	switch v := c.r.URL.Query().Get("force"); v {
-	case "", "false":
-	case "true":
-		force = true
-	default:
-		return badQueryString("force", "provided string was not `true` or `false`")
+	if q := c.r.URL.Query(); q.Has("force") {
+		if force = q.Get("force") == "true"; !force && q.Get("force") != "false" {
+			return badQueryString("force", "provided string was not `true` or `false`")
+		}
 	}
 	ctx, cancel := c.ctx()
 	defer cancel()

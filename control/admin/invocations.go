@@ -286,8 +286,12 @@ func (c *call) deleteInvocation() error {
 	ctx, cancel := c.ctx()
 	defer cancel()
 	inv := c.a.deps.Invocations
-	switch mode := c.r.URL.Query().Get("mode"); mode {
-	case "", "cancel", "Cancel":
+	mode := "cancel"
+	if q := c.r.URL.Query(); q.Has("mode") {
+		mode = q.Get("mode")
+	}
+	switch mode {
+	case "cancel", "Cancel":
 		_, err = inv.Cancel(ctx, id)
 	case "kill", "Kill":
 		_, err = inv.Kill(ctx, id)

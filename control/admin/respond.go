@@ -7,6 +7,7 @@ import (
 	"errors"
 	"io"
 	"net/http"
+	"reflect"
 	"strconv"
 	"strings"
 	"sync"
@@ -134,6 +135,8 @@ func (c *call) decode(v any) error {
 		return textError(http.StatusBadRequest, "Failed to parse the request body as JSON: "+err.Error())
 	case err != nil:
 		return mismatch(err)
+	case string(bytes.TrimSpace(b)) == "null": // which leaves v as it is
+		return mismatch(errors.New("invalid type: null, expected an object"))
 	}
 	return nil
 }
@@ -143,12 +146,29 @@ func mismatch(err error) error {
 	text := err.Error()
 	var t *json.UnmarshalTypeError
 	if errors.As(err, &t) {
-		text = "invalid type: " + t.Value + ", expected " + t.Type.String()
+		text = "invalid type: " + t.Value + ", expected " + inWords(t.Type)
 		if t.Field != "" {
 			text = t.Field + ": " + text
 		}
 	}
 	return textError(http.StatusUnprocessableEntity, "Failed to deserialize the JSON body into the target type: "+text)
+}
+
+// inWords is what a Go type is in JSON.
+func inWords(t reflect.Type) string {
+	switch t.Kind() {
+	case reflect.Pointer:
+		return inWords(t.Elem())
+	case reflect.Bool:
+		return "a boolean"
+	case reflect.String:
+		return "a string"
+	case reflect.Slice, reflect.Array:
+		return "an array"
+	case reflect.Struct, reflect.Map:
+		return "an object"
+	}
+	return "a number"
 }
 
 func missingField(name string) error {

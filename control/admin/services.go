@@ -2,6 +2,7 @@ package admin
 
 import (
 	"bytes"
+	"encoding/json"
 	"errors"
 	"net/http"
 	"strconv"
@@ -169,12 +170,18 @@ func (c *call) patchState() error {
 	return nil
 }
 
-// byteArray is bytes as a JSON array of numbers 0 to 255.
+// byteArray is bytes as a JSON array of numbers 0 to 255, or as the text of a string.
 type byteArray []byte
 
 // UnmarshalJSON reads the array without making an object of each number.
 func (b *byteArray) UnmarshalJSON(raw []byte) error {
-	if len(raw) < 2 || raw[0] != '[' {
+	if raw[0] == '"' {
+		var s string
+		err := json.Unmarshal(raw, &s)
+		*b = []byte(s)
+		return err
+	}
+	if raw[0] != '[' {
 		return errors.New("invalid type, expected an array of bytes")
 	}
 	out := []byte{}

@@ -267,6 +267,8 @@ func TestRefusals(t *testing.T) {
 		{"GET", "/restate/lookup", "", nil, 405, "method not allowed"},
 		{"POST", "/restate/lookup", `{"target":"workflow","workflowName":"Wf"}`, nil, 400, "cannot read body: invalid lookup body: missing field `workflowKey`"},
 		{"POST", "/restate/lookup", `{"target":"x"}`, nil, 400, "cannot read body: invalid lookup body: unknown variant `x`, expected one of `workflow`, `idempotentInvocation`, `invocation`"},
+		{"POST", "/restate/lookup", `[]`, nil, 400, "cannot read body: invalid lookup body: invalid type: the request or a field is a JSON array"},
+		{"POST", "/restate/lookup", `{"target":5}`, nil, 400, "cannot read body: invalid lookup body: invalid type: the request or a field is a JSON number"},
 		{"POST", "/restate/lookup", `{}`, nil, 400, "cannot read body: invalid lookup body: missing field `target`"},
 		{"POST", "/restate/lookup", `{"target":"workflow","workflowName":"Wf","workflowKey":"w","scope":"s"}`, nil, 400, "scoped invocations require vqueues to be enabled"},
 		{"POST", "/restate/awakeables/bad/resolve", "", nil, 400, "bad awakeable id 'bad': bad format"},

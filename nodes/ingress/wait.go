@@ -101,7 +101,10 @@ func (q *request) bodyTarget() (id ident.InvocationID, err error) {
 		InvocationID   *string `json:"invocationId"`
 		Scope          *string `json:"scope"`
 	}
-	if err := json.Unmarshal(b, &t); err != nil {
+	var mismatch *json.UnmarshalTypeError
+	if err := json.Unmarshal(b, &t); errors.As(err, &mismatch) { // its text shows our types
+		return id, badLookup(errors.New("invalid type: the request or a field is a JSON " + mismatch.Value))
+	} else if err != nil {
 		return id, badLookup(err)
 	}
 	if t.Scope != nil {
