@@ -257,8 +257,9 @@ func (a *Admin) Server() *http.Server {
 	return &http.Server{
 		Handler: a.handler, Protocols: protocols,
 		ReadHeaderTimeout: 10 * time.Second, IdleTimeout: 2 * time.Minute, MaxHeaderBytes: 64 << 10,
-		HTTP2:    &http.HTTP2Config{MaxConcurrentStreams: 250},
-		ErrorLog: slog.NewLogLogger(a.deps.Log.Handler(), slog.LevelDebug),
+		// Generous, since a read that times out ends a request that is still worked on: body, work, answer.
+		ReadTimeout: 2 * a.cfg.Timeout, WriteTimeout: 3*a.cfg.Timeout + time.Minute,
+		HTTP2: &http.HTTP2Config{MaxConcurrentStreams: 250},
 	}
 }
 

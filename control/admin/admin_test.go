@@ -1,6 +1,7 @@
 package admin
 
 import (
+	"bufio"
 	"bytes"
 	"compress/gzip"
 	"context"
@@ -9,7 +10,8 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
-
+	"net"
+	"net/http"
 	"net/http/httptest"
 	"regexp"
 	"slices"
@@ -731,6 +733,39 @@ func TestLimits(t *testing.T) {
 	}
 	f.a.inflight.Add(-1)
 	f.expect(f.request("GET", "/health", ""), 200, "")
+}
+
+// Clients that announce a body and never send it are answered and cut off, also those whose bodies nobody wants.
+func TestSilentClientsAreCutOff(t *testing.T) {
+	f := setup(t, func(c *Config) { c.Timeout = 25 * time.Millisecond })
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	srv := f.a.Server()
+	served := make(chan error, 1)
+	go func() { served <- srv.Serve(l) }()
+	defer func() {
+		_ = srv.Close()
+		<-served
+	}()
+	for path, code := range map[string]int{"/deployments": 400, "/nope": 404} {
+		conn, err := net.Dial("tcp", l.Addr().String())
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer conn.Close()
+		_ = conn.SetDeadline(time.Now().Add(10 * time.Second))
+		fmt.Fprintf(conn, "POST %s HTTP/1.1\r\nHost: h\r\nContent-Type: application/json\r\nContent-Length: 9\r\n\r\n{", path)
+		r, err := http.ReadResponse(bufio.NewReader(conn), nil)
+		if err != nil {
+			t.Errorf("%s: %v", path, err)
+			continue
+		}
+		if r.StatusCode != code {
+			t.Errorf("%s: %d, want %d", path, r.StatusCode, code)
+		}
+	}
 }
 
 func TestCompression(t *testing.T) {

@@ -131,11 +131,10 @@ func (a *Admin) handleError(err error, c echo.Context) {
 	}
 	w, r := c.Response(), c.Request()
 	var (
-		api      *apiError
-		text     *rejection
-		empty    emptyError
-		he       *echo.HTTPError
-		tooLarge *http.MaxBytesError
+		api   *apiError
+		text  *rejection
+		empty emptyError
+		he    *echo.HTTPError
 	)
 	switch {
 	case errors.As(err, &api):
@@ -144,8 +143,6 @@ func (a *Admin) handleError(err error, c echo.Context) {
 		a.respondText(w, r, text.status, text.text)
 	case errors.As(err, &empty):
 		a.respondEmpty(w, r, int(empty))
-	case errors.As(err, &tooLarge):
-		a.respondText(w, r, http.StatusRequestEntityTooLarge, "length limit exceeded")
 	case errors.As(err, &he) && he.Code == http.StatusMethodNotAllowed:
 		w.Header().Set("Allow", allowed(c))
 		a.respondEmpty(w, r, he.Code)

@@ -125,8 +125,12 @@ func (c *call) decode(v any) error {
 		return textError(http.StatusUnsupportedMediaType, "Expected request with `Content-Type: application/json`")
 	}
 	b, err := io.ReadAll(c.r.Body)
-	if err != nil {
-		return err
+	var tooLarge *http.MaxBytesError
+	switch {
+	case errors.As(err, &tooLarge):
+		return textError(http.StatusRequestEntityTooLarge, "length limit exceeded")
+	case err != nil: // the client went away, or was silent for too long
+		return textError(http.StatusBadRequest, "Failed to read the request body: "+err.Error())
 	}
 	err = json.Unmarshal(b, v)
 	var syntax *json.SyntaxError

@@ -56,7 +56,8 @@ type Config struct {
 	RetryMin, RetryMax time.Duration
 	// ReadHeaderTimeout is how long a client may take to send its headers.
 	ReadHeaderTimeout time.Duration
-	// BodyTimeout is how long a client may go without sending any of the body, or without taking any of the answer.
+	// BodyTimeout is how long a client may go without sending any of the body, or without taking any of the answer. All of a
+	// body of up to 64 KiB has to come within it.
 	BodyTimeout time.Duration
 	// IdleTimeout closes connections without requests.
 	IdleTimeout time.Duration
@@ -183,11 +184,11 @@ func (i *Ingress) Server() *http.Server {
 	return &http.Server{
 		Handler:           i.echo,
 		Protocols:         protocols,
-		HTTP2:             &http.HTTP2Config{MaxConcurrentStreams: i.cfg.MaxConcurrentStreams},
+		HTTP2:             &http.HTTP2Config{MaxConcurrentStreams: i.cfg.MaxConcurrentStreams, WriteByteTimeout: i.cfg.BodyTimeout},
 		ReadHeaderTimeout: i.cfg.ReadHeaderTimeout,
+		ReadTimeout:       i.cfg.BodyTimeout, // request.body prolongs it, request.heard ends it
 		IdleTimeout:       i.cfg.IdleTimeout,
 		MaxHeaderBytes:    i.cfg.MaxHeaderBytes,
-		ErrorLog:          slog.NewLogLogger(i.log.Handler(), slog.LevelDebug),
 		BaseContext:       func(net.Listener) context.Context { return i.base },
 	}
 }

@@ -606,6 +606,113 @@ func TestSilentBodyTimesOut(t *testing.T) {
 	}
 }
 
+// What is refused, or answered without its body, is answered although the rest of the body never comes: the server would
+// wait for it to keep the connection.
+func TestAnswerDoesNotWaitForTheRestOfTheBody(t *testing.T) {
+	p := &partitions{do: accept}
+	addr := serve(t, newIngress(t, p, func(c *Config) { c.BodyTimeout = 50 * time.Millisecond }))
+	for _, c := range []struct {
+		request string
+		code    int
+	}{
+		{"POST /Nope/x HTTP/1.1\r\nHost: h\r\nContent-Length: 9\r\n\r\n", 404},
+		{"POST /Nope/x HTTP/1.1\r\nHost: h\r\nTransfer-Encoding: chunked\r\n\r\n", 404},
+		{"POST /Svc/raw HTTP/1.1\r\nHost: h\r\nContent-Length: 9\r\n\r\n1234", 408},
+		{"POST /Svc/raw HTTP/1.1\r\nHost: h\r\nTransfer-Encoding: chunked\r\n\r\n4\r\n1234\r\n", 408},
+		{"OPTIONS /Svc/raw HTTP/1.1\r\nHost: h\r\nContent-Length: 9\r\n\r\n", 200},
+		{"GET /restate/health HTTP/1.1\r\nHost: h\r\nContent-Length: 9\r\n\r\n", 200},
+		{"GET /restate/attach/" + someID + " HTTP/1.1\r\nHost: h\r\nContent-Length: 9\r\n\r\n", 200},
+	} {
+		conn, err := net.Dial("tcp", addr)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer conn.Close()
+		_ = conn.SetDeadline(time.Now().Add(10 * time.Second))
+		if _, err := io.WriteString(conn, c.request); err != nil {
+			t.Fatal(err)
+		}
+		r, err := http.ReadResponse(bufio.NewReader(conn), nil)
+		if err != nil {
+			t.Errorf("%.40q: %v", c.request, err)
+			continue
+		}
+		if r.StatusCode != c.code {
+			t.Errorf("%.40q: %d, want %d", c.request, r.StatusCode, c.code)
+		}
+	}
+}
+
+// The time limit for the body does not end a call that waits for its result.
+func TestWaitingOutlastsTheLimitOfTheBody(t *testing.T) {
+	p := &partitions{do: func(ctx context.Context, _ *recordpb.Request) (*recordpb.Reply, error) {
+		select {
+		case <-ctx.Done():
+			return nil, ctx.Err()
+		case <-time.After(200 * time.Millisecond):
+			return success("1"), nil
+		}
+	}}
+	addr := serve(t, newIngress(t, p, func(c *Config) { c.BodyTimeout = 20 * time.Millisecond }))
+	for _, http2 := range []bool{false, true} {
+		protocols := new(http.Protocols)
+		protocols.SetHTTP1(!http2)
+		protocols.SetUnencryptedHTTP2(http2)
+		tr := &http.Transport{Protocols: protocols}
+		defer tr.CloseIdleConnections()
+		for _, body := range []string{"", "x", strings.Repeat("x", 3*smallRequest)} {
+			r, err := (&http.Client{Transport: tr}).Post("http://"+addr+"/Svc/raw", "text/plain", strings.NewReader(body))
+			if err != nil {
+				t.Fatal(err)
+			}
+			if got := bodyOf(t, r); r.StatusCode != 200 || got != "1" {
+				t.Errorf("%s with %d bytes: %d %s", r.Proto, len(body), r.StatusCode, got)
+			}
+			r.Body.Close()
+		}
+	}
+}
+
+// A large body may take long, as long as it comes.
+func TestSlowBodyIsRead(t *testing.T) {
+	const piece, pieces = smallRequest / 4, 30
+	p := &partitions{do: accept}
+	addr := serve(t, newIngress(t, p, func(c *Config) { c.BodyTimeout = 2 * time.Second }))
+	conn, err := net.Dial("tcp", addr)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	fmt.Fprintf(conn, "POST /Svc/raw HTTP/1.1\r\nHost: h\r\nContent-Length: %d\r\n\r\n", piece*pieces)
+	for range pieces {
+		<-time.After(100 * time.Millisecond)
+		if _, err := conn.Write(make([]byte, piece)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	r, err := http.ReadResponse(bufio.NewReader(conn), nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got := bodyOf(t, r); r.StatusCode != 200 || len(p.invocation(t).Argument) != piece*pieces {
+		t.Errorf("%d %s", r.StatusCode, got)
+	}
+}
+
+// Announcing a large body takes no memory, sending it does.
+func TestMemoryComesWithTheBody(t *testing.T) {
+	for _, sent := range []int{0, 10, 4 << 10, 5 << 10, 5 * smallRequest} {
+		b, err := readGrowing(strings.NewReader(strings.Repeat("x", sent)), 32<<20)
+		if err != nil || len(b) != sent || cap(b) > max(4<<10, 2*sent) {
+			t.Errorf("%d bytes: %d in %d, %v", sent, len(b), cap(b), err)
+		}
+	}
+	b, err := readGrowing(strings.NewReader(strings.Repeat("x", 200_000)), 150_000)
+	if err != nil || len(b) != 150_000 || cap(b) != 150_000 {
+		t.Errorf("%d in %d, %v", len(b), cap(b), err)
+	}
+}
+
 // A client that asks for big results and never reads them must not keep them in memory.
 func TestClientThatDoesNotReadIsCutOff(t *testing.T) {
 	p := &partitions{do: func(context.Context, *recordpb.Request) (*recordpb.Reply, error) {

@@ -25,6 +25,7 @@ type request struct {
 	path, query string
 	start       time.Time
 	known       bool             // an invocation of a handler that is registered
+	read        bool             // the body is here
 	span        *tracing.Ingress // nil: not traced, or not an invocation
 }
 
@@ -100,27 +101,55 @@ func (q *request) send(body []byte) {
 
 var zeroLength = []string{"0"}
 
-// body reads the request's body: at most the limit, in one allocation where its length is known.
+// smallRequest is the size up to which a body is read into memory that is taken at once, and within the time limit as a whole.
+const smallRequest = 64 << 10
+
+// body reads the request's body: at most the limit. Memory for a large one is taken as it arrives, so that announcing one costs
+// the client as much as the server.
 func (q *request) body() ([]byte, error) {
 	n := q.r.ContentLength
 	if n == 0 || q.r.Body == nil || q.r.Body == http.NoBody {
 		return nil, nil
 	}
-	src := &progressReader{r: q.r.Body, rc: http.NewResponseController(q.w), timeout: q.i.cfg.BodyTimeout}
-	defer src.done()
-	if n > 0 {
-		b := make([]byte, n) // serve has compared n with the limit
-		if _, err := io.ReadFull(src, b); err != nil {
+	if 0 < n && n <= smallRequest {
+		b := make([]byte, n)
+		if _, err := io.ReadFull(q.r.Body, b); err != nil {
 			return nil, bodyError(err)
 		}
+		q.read = true
 		return b, nil
 	}
-	b, err := io.ReadAll(io.LimitReader(src, q.i.cfg.RequestSizeLimit+1))
-	if err != nil {
-		return nil, bodyError(err)
+	want := n // serve has compared it with the limit
+	if n < 0 {
+		want = q.i.cfg.RequestSizeLimit + 1 // one byte too many tells that it is too large
 	}
-	if int64(len(b)) > q.i.cfg.RequestSizeLimit {
+	src := &progressReader{r: q.r.Body, rc: http.NewResponseController(q.w), timeout: q.i.cfg.BodyTimeout, renewed: time.Now()}
+	b, err := readGrowing(src, want)
+	switch {
+	case err != nil:
+		return nil, bodyError(err)
+	case int64(len(b)) > q.i.cfg.RequestSizeLimit:
 		return nil, errBodyTooLarge
+	}
+	q.read = true
+	return b, nil
+}
+
+// readGrowing reads n bytes, or fewer up to the end.
+func readGrowing(r io.Reader, n int64) ([]byte, error) {
+	b := make([]byte, 0, min(n, 4<<10))
+	for int64(len(b)) < n {
+		if len(b) == cap(b) {
+			b = append(make([]byte, 0, min(n, 2*int64(cap(b)))), b...)
+		}
+		m, err := r.Read(b[len(b):cap(b)])
+		b = b[:len(b)+m]
+		if err == io.EOF {
+			break
+		}
+		if err != nil {
+			return nil, err
+		}
 	}
 	return b, nil
 }
@@ -132,24 +161,36 @@ func bodyError(err error) error {
 	return badBody(err)
 }
 
-// progressReader gives the client a fresh deadline for each part of the body: a slow client may take long, a silent one not.
+// progressReader gives the client more time with each part of the body: a slow client may take long, a silent one not.
 type progressReader struct {
 	r       io.Reader
 	rc      *http.ResponseController
 	timeout time.Duration
+	renewed time.Time
 }
 
 func (p *progressReader) Read(b []byte) (int, error) {
-	_ = p.rc.SetReadDeadline(time.Now().Add(p.timeout)) // not supported by recorders in tests
+	// Not each time: over HTTP/2 it is a message to another goroutine.
+	if now := time.Now(); now.Sub(p.renewed) > p.timeout/8 {
+		p.renewed = now
+		_ = p.rc.SetReadDeadline(now.Add(p.timeout)) // not supported by recorders in tests
+	}
 	return p.r.Read(b)
 }
 
-// done takes the deadline back: the connection is read on in the background to notice when the client goes away.
-func (p *progressReader) done() { _ = p.rc.SetReadDeadline(time.Time{}) }
+// heard lifts the time limit for the request's body, which is there: what comes now may take long. Over HTTP/2 the limit is
+// that of the body alone; over HTTP/1 it would end the background reading by which a client that goes away is noticed, and
+// the request with it. A body that nobody has read keeps it: the server reads what is left before it answers.
+func (q *request) heard() {
+	if q.r.ProtoMajor == 1 && (q.read || q.r.ContentLength == 0) {
+		_ = http.NewResponseController(q.w).SetReadDeadline(time.Time{}) // not supported by recorders in tests
+	}
+}
 
 // do sends a request to the partition of key, again and again while that is safe. idempotent says that a try with an unknown
 // outcome may be repeated. Gives up when the client does.
 func (q *request) do(key cluster.PartitionKey, req *recordpb.Request, idempotent bool) (*recordpb.Reply, error) {
+	q.heard()
 	ctx := q.r.Context()
 	wait := q.i.cfg.RetryMin
 	for {

@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"log/slog"
 	"net"
-	"net/http"
 	"path/filepath"
 	"runtime"
 	"sync"
@@ -189,32 +188,6 @@ func (n *Node) listen() error {
 	}
 	return nil
 }
-
-// serve runs an HTTP server until the node stops. drain, if any, is called when no more requests are accepted and before those
-// under way are waited for.
-func (n *Node) serve(what string, ln net.Listener, srv *http.Server, drain func()) {
-	var wg sync.WaitGroup
-	wg.Go(func() {
-		if err := srv.Serve(ln); !errors.Is(err, http.ErrServerClosed) {
-			n.fail(fmt.Errorf("serve the %s: %w", what, err))
-		}
-	})
-	n.onStop(what, func(ctx context.Context) error {
-		defer wg.Wait()
-		if drain != nil {
-			// Who waits for a result may wait for days. The invocations go on; their callers are told to ask again.
-			stop := time.AfterFunc(min(drainGrace, n.cfg.ShutdownTimeout/2), drain)
-			defer stop.Stop()
-		}
-		if err := srv.Shutdown(ctx); err != nil {
-			return errors.Join(err, srv.Close())
-		}
-		return nil
-	})
-}
-
-// drainGrace is how long calls under way may still finish on their own during a shutdown.
-const drainGrace = 5 * time.Second
 
 // registerer is where parts register their metrics; nil when there are none.
 func (n *Node) registerer() prometheus.Registerer {
@@ -429,7 +402,7 @@ func (n *Node) serveAll(m *membership, schemas *registry.Registry, s *services, 
 	if err != nil {
 		return err
 	}
-	n.serve("node port", n.listeners.fabric, &http.Server{Handler: n.nodePort(), ReadHeaderTimeout: 10 * time.Second}, nil)
+	n.serve("node port", n.listeners.fabric, n.nodeServer(), nil)
 	n.serve("admin API", n.listeners.admin, admin, nil)
 	n.serve("ingress", n.listeners.ingress, in.Server(), in.Drain)
 	return nil

@@ -33,6 +33,21 @@ type health struct {
 	ParkedReason string   `json:"parked_reason,omitempty"`
 }
 
+// nodeServer serves the node port, not listening yet. Requests have no bodies: one that announces a body gets little time for
+// it, all others as long as a profile takes.
+func (n *Node) nodeServer() *http.Server {
+	port := n.nodePort()
+	return &http.Server{
+		Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			if r.ContentLength != 0 {
+				_ = http.NewResponseController(w).SetReadDeadline(time.Now().Add(time.Second)) // it is supported
+			}
+			port.ServeHTTP(w, r)
+		}),
+		ReadHeaderTimeout: 10 * time.Second, IdleTimeout: 2 * time.Minute, MaxHeaderBytes: 64 << 10,
+	}
+}
+
 // nodePort serves metrics, the node's health, and profiles of the process for whoever looks for lost time or memory.
 func (n *Node) nodePort() http.Handler {
 	mux := http.NewServeMux()

@@ -1,0 +1,63 @@
+package node
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log"
+	"log/slog"
+	"net"
+	"net/http"
+	"strings"
+	"sync"
+	"time"
+)
+
+// serve runs an HTTP server until the node stops. drain, if any, is called when no more requests are accepted and before those
+// under way are waited for.
+func (n *Node) serve(what string, ln net.Listener, srv *http.Server, drain func()) {
+	srv.ErrorLog = log.New(serverLog{n.log.With("server", what)}, "", 0)
+	var wg sync.WaitGroup
+	wg.Go(func() {
+		if err := srv.Serve(ln); !errors.Is(err, http.ErrServerClosed) {
+			n.fail(fmt.Errorf("serve the %s: %w", what, err))
+		}
+	})
+	n.onStop(what, func(ctx context.Context) error {
+		defer wg.Wait()
+		if drain != nil {
+			// Who waits for a result may wait for days. The invocations go on; their callers are told to ask again.
+			stop := time.AfterFunc(min(drainGrace, n.cfg.ShutdownTimeout/2), drain)
+			defer stop.Stop()
+		}
+		if err := srv.Shutdown(ctx); err != nil {
+			return errors.Join(err, srv.Close())
+		}
+		return nil
+	})
+}
+
+// drainGrace is how long calls under way may still finish on their own during a shutdown.
+const drainGrace = 5 * time.Second
+
+// serverLog takes what net/http reports about requests and connections. Most of it is the doing of clients, and of
+// interest only to who looks for it; a handler that panicked, or connections that cannot be accepted, are our own trouble.
+type serverLog struct{ log *slog.Logger }
+
+// Write implements io.Writer for one report of package net/http.
+func (l serverLog) Write(b []byte) (int, error) {
+	text, stack, _ := strings.Cut(strings.TrimSpace(string(b)), "\n")
+	level := slog.LevelDebug
+	switch {
+	case strings.Contains(text, "panic serving"):
+		level = slog.LevelError
+	case strings.Contains(text, "Accept error"):
+		level = slog.LevelWarn
+	}
+	attrs := []slog.Attr{slog.String("err", text)}
+	if stack != "" {
+		attrs = append(attrs, slog.String("stack", stack))
+	}
+	l.log.LogAttrs(context.Background(), level, "HTTP server", attrs...)
+	return len(b), nil
+}
