@@ -102,10 +102,10 @@ func (a *attempt) run() {
 // enter the log.
 func (a *attempt) dropped() {
 	a.p.mu.Lock()
-	slot := false
+	var slot *share
 	if a.inv.attempt == a {
 		if a.inv.gone || a.p.mu.closed {
-			slot, a.inv.holdsSlot = a.inv.holdsSlot, false
+			slot = a.inv.takeSlotLocked()
 			a.inv.attempt = nil
 		} else {
 			slot = a.p.yieldLocked(a.inv)
@@ -330,8 +330,12 @@ func (j *Journal) service() string {
 	return j.Target.GetService()
 }
 
-// noteProgressLocked resets the count that SDKs see once the service sent a command.
+// noteProgressLocked notes the deployment that the invocation keeps, and resets the count that SDKs see once the service
+// sent a command.
 func (a *attempt) noteProgressLocked() {
+	if a.pinned {
+		a.inv.pinned = a.deployment.ID
+	}
 	if a.progress {
 		a.progress = false
 		a.inv.storedRetries = 0

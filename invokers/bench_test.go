@@ -93,7 +93,7 @@ func benchmarkAttempt(b *testing.B, payload int, frames ...[]byte) {
 		n++
 		j := *j
 		j.ID = ident.InvocationID{15: byte(n >> 16), 16: byte(n >> 8), 17: byte(n)}
-		h.p.Invoke(j.ID, 1, &j)
+		h.p.Invoke(j.ID, 1, "Svc", ident.DeploymentID{}, &j)
 		<-h.done
 	}
 }

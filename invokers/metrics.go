@@ -54,7 +54,8 @@ func newMetrics(reg prometheus.Registerer, p *Pool) (*metrics, error) {
 	for _, c := range []prometheus.Collector{
 		m.enqueued, m.acquired, m.released, m.requests, m.sent, m.received, m.duration, tasks,
 		gauge("restate_invoker_concurrency_limit", "Attempts that may be open at a time.", func() float64 { return float64(p.cfg.ConcurrencyLimit) }),
-		gauge("perdure_invoker_queued_invocations", "Invocations that wait for a concurrency slot.", func() float64 { return float64(p.slots.queued()) }),
+		gauge("perdure_invoker_queued_invocations", "Invocations that wait for a concurrency slot.", func() float64 { return float64(p.slots.queued.Load()) }),
+		gauge("perdure_invoker_queued_deployments", "Deployments whose invocations wait for a concurrency slot.", func() float64 { return float64(p.slots.waitingDeployments()) }),
 		pool("restate_memory_pool_usage_bytes", "Bytes that are reserved.", func() float64 { return float64(p.memory.used.Load()) }),
 		pool("restate_memory_pool_capacity_bytes", "Bytes that may be reserved.", func() float64 { return float64(p.cfg.MemoryLimit) }),
 	} {

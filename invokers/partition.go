@@ -1,6 +1,7 @@
 package invokers
 
 import (
+	"container/list"
 	"context"
 	"errors"
 	"log/slog"
@@ -64,12 +65,17 @@ type invocation struct {
 
 	phase phase
 	// gone: aborted, replaced by a later incarnation, or over. Nothing may follow.
-	gone      bool
-	holdsSlot bool
+	gone bool
+	slot *share // whose slot it holds, nil without one
 	// fresh is the whole journal if nothing was appended to it yet.
 	fresh   *Journal
 	attempt *attempt // of phase running
 	track   tracker
+
+	service  string             // of the target
+	pinned   ident.DeploymentID // zero before its first progress
+	waitsFor *share             // guarded, with inQueue, by the pool's slots: whose slot it waits for in phase queued
+	inQueue  *list.Element
 
 	// proposing counts calls of Host.Propose with last effects that have not returned. The order of such
 	// calls is the order in the log, so nobody else may propose meanwhile.
@@ -100,16 +106,17 @@ const keepSlotFor = time.Second
 // otherwise it is read from the store when its turn comes.
 const keepFresh = 4 << 10
 
-// Invoke starts an invocation, or starts it again in a new incarnation. fresh, if not nil, is its whole
-// journal, so that the first attempt need not read the store.
-func (p *Partition) Invoke(id ident.InvocationID, incarnation uint64, fresh *Journal) {
+// Invoke starts an invocation, or starts it again in a new incarnation. service is that of its target, pinned the
+// deployment on which it began, zero before its first progress: they say whose concurrency slot it takes. fresh, if not
+// nil, is its whole journal, so that the first attempt need not read the store.
+func (p *Partition) Invoke(id ident.InvocationID, incarnation uint64, service string, pinned ident.DeploymentID, fresh *Journal) {
 	p.pool.metrics.enqueued.Inc()
 	p.mu.Lock()
 	if p.mu.closed {
 		p.mu.Unlock()
 		return
 	}
-	slot := false
+	var slot *share
 	if old := p.mu.invocations[id]; old != nil {
 		if old.incarnation >= incarnation {
 			p.mu.Unlock()
@@ -117,7 +124,7 @@ func (p *Partition) Invoke(id ident.InvocationID, incarnation uint64, fresh *Jou
 		}
 		slot = p.removeLocked(old)
 	}
-	inv := &invocation{p: p, id: id, incarnation: incarnation, fresh: fresh}
+	inv := &invocation{p: p, id: id, incarnation: incarnation, service: service, pinned: pinned, fresh: fresh}
 	p.mu.invocations[id] = inv
 	p.enqueueLocked(inv)
 	p.mu.Unlock()
@@ -127,26 +134,38 @@ func (p *Partition) Invoke(id ident.InvocationID, incarnation uint64, fresh *Jou
 // enqueueLocked starts an attempt as soon as there is a slot.
 func (p *Partition) enqueueLocked(inv *invocation) {
 	inv.phase = queued
-	if !p.pool.slots.acquire(inv) {
+	slot := p.pool.slots.acquire(inv, p.deploymentLocked(inv))
+	if slot == nil {
 		if inv.fresh != nil && len(inv.fresh.Entries[0].Raw) > keepFresh {
 			inv.fresh = nil
 		}
 		return
 	}
 	p.pool.metrics.acquired.Inc()
-	inv.holdsSlot = true
+	inv.slot = slot
 	p.startLocked(inv)
 }
 
+// deploymentLocked is where the next attempt of an invocation probably goes; zero when there is nothing to go to.
+func (p *Partition) deploymentLocked(inv *invocation) ident.DeploymentID {
+	if !inv.pinned.IsZero() {
+		return inv.pinned
+	}
+	if d := p.pool.deps.Schema.Current().Latest(inv.service); d != nil {
+		return d.ID
+	}
+	return ident.DeploymentID{}
+}
+
 // granted hands a slot to a queued invocation; false means that it no longer wants one.
-func (p *Partition) granted(inv *invocation) bool {
+func (p *Partition) granted(inv *invocation, slot *share) bool {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if p.mu.closed || inv.gone || inv.phase != queued {
 		return false
 	}
 	p.pool.metrics.acquired.Inc()
-	inv.holdsSlot = true
+	inv.slot = slot
 	p.startLocked(inv)
 	return true
 }
@@ -223,7 +242,7 @@ func (p *Partition) Applied(id ident.InvocationID, incarnation, sequence uint64)
 		return
 	}
 	inv.track.observe(sequence)
-	a, slot := inv.attempt, false
+	a, slot := inv.attempt, (*share)(nil)
 	switch inv.phase {
 	case ending:
 		if inv.track.settled() {
@@ -244,7 +263,7 @@ func (p *Partition) retryLocked(inv *invocation) {
 	if inv.phase != waiting || !inv.due || !inv.track.settled() {
 		return
 	}
-	if inv.holdsSlot {
+	if inv.slot != nil {
 		p.startLocked(inv)
 		return
 	}
@@ -255,7 +274,7 @@ func (p *Partition) retryLocked(inv *invocation) {
 // attempt is reset without an effect.
 func (p *Partition) Abort(id ident.InvocationID) {
 	p.mu.Lock()
-	slot := false
+	var slot *share
 	if inv := p.mu.invocations[id]; inv != nil {
 		slot = p.removeLocked(inv)
 	}
@@ -263,19 +282,27 @@ func (p *Partition) Abort(id ident.InvocationID) {
 	p.giveBack(slot)
 }
 
-// removeLocked forgets an invocation and calls off its attempt. slot says that the caller has to give its
-// slot back after unlocking; an attempt that still runs does that itself when it ends.
-func (p *Partition) removeLocked(inv *invocation) (slot bool) {
+// removeLocked forgets an invocation and calls off its attempt. slot is what the caller has to give back after
+// unlocking; an attempt that still runs does that itself when it ends.
+func (p *Partition) removeLocked(inv *invocation) (slot *share) {
 	inv.gone = true
+	if inv.phase == queued {
+		p.pool.slots.leave(inv)
+	}
 	if p.mu.invocations[inv.id] == inv {
 		delete(p.mu.invocations, inv.id)
 	}
 	p.stopTimerLocked(inv)
 	if inv.phase == running {
 		inv.attempt.callOff(errAborted)
-		return false
+		return nil
 	}
-	slot, inv.holdsSlot = inv.holdsSlot, false
+	return inv.takeSlotLocked()
+}
+
+// takeSlotLocked takes its slot, if it has one, from an invocation.
+func (inv *invocation) takeSlotLocked() (slot *share) {
+	slot, inv.slot = inv.slot, nil
 	return slot
 }
 
@@ -287,10 +314,11 @@ func (p *Partition) stopTimerLocked(inv *invocation) {
 	}
 }
 
-func (p *Partition) giveBack(slot bool) {
-	if slot {
+// giveBack gives back a slot that was taken from an invocation; nil is none.
+func (p *Partition) giveBack(slot *share) {
+	if slot != nil {
 		p.pool.metrics.released.Inc()
-		p.pool.slots.release()
+		p.pool.slots.release(slot)
 	}
 }
 
@@ -316,9 +344,12 @@ func (p *Partition) Pause(id ident.InvocationID) {
 
 // pauseLocked pauses an invocation that has no attempt. If last effects of one are just being proposed, it
 // is called again when they are.
-func (p *Partition) pauseLocked(inv *invocation) (slot bool) {
+func (p *Partition) pauseLocked(inv *invocation) (slot *share) {
 	if inv.proposing > 0 {
-		return false
+		return nil
+	}
+	if inv.phase == queued {
+		p.pool.slots.leave(inv)
 	}
 	p.stopTimerLocked(inv)
 	slot = p.endLocked(inv)
@@ -347,16 +378,14 @@ func (p *Partition) RetryNow(id ident.InvocationID) {
 func (p *Partition) Close() {
 	p.mu.Lock()
 	p.mu.closed = true
-	slots := 0
+	var slots []*share
 	for _, inv := range p.mu.invocations {
-		if p.removeLocked(inv) {
-			slots++
-		}
+		slots = append(slots, p.removeLocked(inv))
 	}
 	p.mu.Unlock()
 	p.cancel()
-	for range slots {
-		p.giveBack(true)
+	for _, slot := range slots {
+		p.giveBack(slot)
 	}
 	p.wg.Wait()
 }
@@ -365,7 +394,7 @@ func (p *Partition) Close() {
 var errAborted = errors.New("the invocation was aborted")
 
 // waitLocked makes an invocation wait for its next attempt.
-func (p *Partition) waitLocked(inv *invocation, delay time.Duration) (slot bool) {
+func (p *Partition) waitLocked(inv *invocation, delay time.Duration) (slot *share) {
 	inv.phase, inv.due, inv.attempt = waiting, false, nil
 	inv.nextRetry = p.pool.deps.Now().Add(delay)
 	p.stopTimerLocked(inv)
@@ -380,15 +409,15 @@ func (p *Partition) waitLocked(inv *invocation, delay time.Duration) (slot bool)
 		p.retryLocked(inv)
 	})
 	if delay > keepSlotFor {
-		slot, inv.holdsSlot = inv.holdsSlot, false
+		return inv.takeSlotLocked()
 	}
-	return slot
+	return nil
 }
 
 // yieldLocked makes an invocation wait for its next attempt without its slot: others may be able to go on.
-func (p *Partition) yieldLocked(inv *invocation) (slot bool) {
-	slot = p.waitLocked(inv, p.pool.cfg.YieldDelay) || inv.holdsSlot
-	inv.holdsSlot = false
+func (p *Partition) yieldLocked(inv *invocation) (slot *share) {
+	slot = inv.takeSlotLocked()
+	p.waitLocked(inv, p.pool.cfg.YieldDelay)
 	return slot
 }
 
@@ -405,7 +434,7 @@ func (p *Partition) proposeLast(ctx context.Context, inv *invocation, seq uint64
 	err := p.host.Propose(ctx, inv.id, inv.incarnation, seq, effects)
 	p.mu.Lock()
 	inv.proposing--
-	slot := false
+	var slot *share
 	switch {
 	case inv.gone || p.mu.closed:
 	case err != nil:
@@ -421,14 +450,14 @@ func (p *Partition) proposeLast(ctx context.Context, inv *invocation, seq uint64
 }
 
 // proposalLostLocked makes up for a proposal that did not enter the log.
-func (p *Partition) proposalLostLocked(inv *invocation) (slot bool) {
+func (p *Partition) proposalLostLocked(inv *invocation) (slot *share) {
 	inv.track.undo()
 	return p.yieldLocked(inv)
 }
 
 // failLocked decides what becomes of an invocation whose attempt failed and puts it into the phase that
-// follows. It returns the effects to propose and whether a slot is to be given back.
-func (p *Partition) failLocked(inv *invocation, f *failure, policy *schema.RetryPolicy) (effects []*invocationpb.Effect, slot bool) {
+// follows. It returns the effects to propose and the slot to give back.
+func (p *Partition) failLocked(inv *invocation, f *failure, policy *schema.RetryPolicy) (effects []*invocationpb.Effect, slot *share) {
 	m := p.pool.metrics
 	if f.yielded {
 		m.yielded.Inc()
@@ -465,10 +494,9 @@ func (p *Partition) failLocked(inv *invocation, f *failure, policy *schema.Retry
 }
 
 // endLocked says that the last effect of an invocation is about to be proposed.
-func (p *Partition) endLocked(inv *invocation) (slot bool) {
+func (p *Partition) endLocked(inv *invocation) (slot *share) {
 	inv.phase, inv.attempt = ending, nil
-	slot, inv.holdsSlot = inv.holdsSlot, false
-	return slot
+	return inv.takeSlotLocked()
 }
 
 // listed reports whether a future waits for a notification.

@@ -2,10 +2,10 @@ package invokers
 
 import (
 	"errors"
-	"sync"
 	"sync/atomic"
 
 	"perdure/control/cluster"
+	"perdure/control/ident"
 	"perdure/control/schema"
 )
 
@@ -30,7 +30,7 @@ func NewPool(cfg Config, deps Deps) (*Pool, error) {
 		return nil, err
 	}
 	p := &Pool{cfg: cfg, deps: deps}
-	p.slots.free = cfg.ConcurrencyLimit
+	p.slots.limit, p.slots.shares = cfg.ConcurrencyLimit, make(map[ident.DeploymentID]*share)
 	p.memory.limit = cfg.MemoryLimit
 	m, err := newMetrics(deps.Metrics, p)
 	if err != nil {
@@ -43,62 +43,6 @@ func NewPool(cfg Config, deps Deps) (*Pool, error) {
 // Open starts the invoker of a led partition. The caller closes it when it no longer leads.
 func (p *Pool) Open(partition cluster.PartitionID, host Host) *Partition {
 	return newPartition(p, partition, host)
-}
-
-// slots bounds the attempts that are open at a time. Who finds none waits in the order of arrival.
-type slots struct {
-	mu   sync.Mutex
-	free int
-	// waiting is a queue with its head at index head. It holds pointers only: journals are not kept for
-	// queued invocations. Invocations that were aborted stay in it until they get to the head.
-	waiting []*invocation
-	head    int
-}
-
-// acquire takes a slot for inv; false means that inv waits and granted will be called for it. The caller
-// may hold the lock of inv's partition.
-func (s *slots) acquire(inv *invocation) bool {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if s.free > 0 {
-		s.free--
-		return true
-	}
-	s.waiting = append(s.waiting, inv)
-	return false
-}
-
-// release gives a slot back, or on to the first who waits and still wants it. The caller must not hold the
-// lock of any partition.
-func (s *slots) release() {
-	for {
-		s.mu.Lock()
-		if s.head == len(s.waiting) {
-			s.waiting, s.head = s.waiting[:0], 0
-			s.free++
-			s.mu.Unlock()
-			return
-		}
-		inv := s.waiting[s.head]
-		s.waiting[s.head] = nil
-		s.head++
-		if s.head > 1024 && s.head*2 > len(s.waiting) {
-			n := copy(s.waiting, s.waiting[s.head:])
-			clear(s.waiting[n:])
-			s.waiting, s.head = s.waiting[:n], 0
-		}
-		s.mu.Unlock()
-		if inv.p.granted(inv) {
-			return
-		}
-	}
-}
-
-// queued is the number of invocations that wait, including those that no longer want to.
-func (s *slots) queued() int {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	return len(s.waiting) - s.head
 }
 
 // memory is the budget of the node for bytes that attempts buffer.

@@ -159,7 +159,7 @@ func (c *chaos) resumeStopped(id ident.InvocationID) {
 		if r := c.w.log.rows[id]; r.state == "suspended" || r.state == "paused" {
 			r.state = "invoked"
 			r.Incarnation++
-			c.w.partition.Invoke(id, r.Incarnation, nil)
+			c.w.partition.Invoke(id, r.Incarnation, r.Target.Service, r.Deployment, nil)
 		}
 	})
 }
@@ -407,7 +407,7 @@ func FuzzReceive(f *testing.F) {
 		h := &collectingHost{t: t, over: make(chan struct{})}
 		p := pool.Open(0, h)
 		h.p = p
-		p.Invoke(invocationID(1), 1, &Journal{
+		p.Invoke(invocationID(1), 1, "Svc", ident.DeploymentID{}, &Journal{
 			ID: invocationID(1), Incarnation: 1, Target: object("add", "k"), Entries: []Entry{{Type: protocol.TypeInput, Raw: []byte{0x72, 0}}},
 		})
 		<-h.over

@@ -529,7 +529,7 @@ func TestNewIncarnationReplaces(t *testing.T) {
 		if got := w.log.kinds(); len(got) != 1 {
 			t.Errorf("proposed %v", got)
 		}
-		w.log.do(func() { w.partition.Invoke(id, 1, nil) }) // late news of the first
+		w.log.do(func() { w.partition.Invoke(id, 1, "Svc", ident.DeploymentID{}, nil) }) // late news of the first
 		synctest.Wait()
 	})
 }
@@ -1266,7 +1266,7 @@ func TestClose(t *testing.T) {
 		w.log.close()
 		w.partition.Close()
 		w.partition.Close()
-		w.partition.Invoke(invocationID(9), 1, nil)
+		w.partition.Invoke(invocationID(9), 1, "Svc", ident.DeploymentID{}, nil)
 		w.partition.Status(func(s Status) bool { t.Errorf("left: %+v", s); return true })
 		if got, want := w.log.kinds(), [][]string{{"attempt failed"}}; !reflect.DeepEqual(got, want) {
 			t.Errorf("proposed %v, want %v", got, want)

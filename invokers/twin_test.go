@@ -359,10 +359,14 @@ func (w *world) close() {
 		w.t.Errorf("%d bytes are still reserved", n)
 	}
 	w.pool.slots.mu.Lock()
-	free := w.pool.slots.free
-	w.pool.slots.mu.Unlock()
-	if free != w.pool.cfg.ConcurrencyLimit {
-		w.t.Errorf("%d of %d slots came back", free, w.pool.cfg.ConcurrencyLimit)
+	defer w.pool.slots.mu.Unlock()
+	if n := w.pool.slots.used; n != 0 {
+		w.t.Errorf("%d slots did not come back", n)
+	}
+	for d, sh := range w.pool.slots.shares {
+		if sh.held != 0 || sh.waiting.Len() != 0 || sh.inTurn != nil {
+			w.t.Errorf("deployment %s still has %d slots and %d waiting", d, sh.held, sh.waiting.Len())
+		}
 	}
 	w.transport.mu.Lock()
 	defer w.transport.mu.Unlock()
@@ -576,7 +580,7 @@ func (l *memLog) invoke(id ident.InvocationID, target *invocationpb.Target, fres
 			c.Entries = slices.Clone(c.Entries)
 			j = &c
 		}
-		l.p.Invoke(id, r.Incarnation, j)
+		l.p.Invoke(id, r.Incarnation, target.Service, r.Deployment, j)
 	})
 }
 
@@ -586,7 +590,7 @@ func (l *memLog) resume(id ident.InvocationID) {
 		r := l.rows[id]
 		r.state = "invoked"
 		r.Incarnation++
-		l.p.Invoke(id, r.Incarnation, nil)
+		l.p.Invoke(id, r.Incarnation, r.Target.Service, r.Deployment, nil)
 	})
 }
 

@@ -154,7 +154,7 @@ func (v *invoker) mayAct(what string) {
 }
 
 // Invoke implements partition.Invoker.
-func (v *invoker) Invoke(id ident.InvocationID, incarnation uint64, fresh *invokers.Journal) {
+func (v *invoker) Invoke(id ident.InvocationID, incarnation uint64, _ string, _ ident.DeploymentID, fresh *invokers.Journal) {
 	v.mayAct("invoke")
 	if old := v.attempts[id]; old != nil {
 		old.over = true

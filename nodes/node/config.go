@@ -270,7 +270,8 @@ type Invoker struct {
 	EagerStateSizeLimit Bytes `key:"eager-state-size-limit"`
 	// DisableEagerState is an older spelling of EagerStateSizeLimit = 0. Default: false.
 	DisableEagerState bool `key:"disable-eager-state"`
-	// ConcurrentInvocations bounds the attempts running at once on this node; others wait in order. Default: 1000. Too
+	// ConcurrentInvocations bounds the attempts running at once on this node; others wait, in order within their
+	// deployment. One deployment gets at most 7/8 of them, so that the others run when it hangs. Default: 1000. Too
 	// low: fast callers wait for slow services. Too high: services are flooded.
 	ConcurrentInvocations *int `key:"concurrent-invocations-limit"`
 	// MemoryLimit bounds the memory of all attempts. Default: 1.5 GiB. Attempts that do not fit wait.

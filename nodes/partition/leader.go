@@ -125,7 +125,9 @@ func (p *Processor) newLeader(prop *proposer) (_ *leader, err error) {
 		}
 	}()
 	err = p.store.Invoked(func(id ident.InvocationID, inv *storepb.Invocation) error {
-		l.invoker.Invoke(id, inv.Incarnation, nil)
+		var pinned ident.DeploymentID
+		copy(pinned[:], inv.DeploymentId)
+		l.invoker.Invoke(id, inv.Incarnation, inv.Target.GetService(), pinned, nil)
 		return nil
 	})
 	if err != nil {
@@ -210,7 +212,7 @@ func (l *leader) perform(actions []fsm.Action) (over bool) {
 		a := &actions[i]
 		switch a.Kind {
 		case fsm.ActInvoke:
-			l.invoker.Invoke(a.ID, a.Incarnation, freshJournal(a))
+			l.invoker.Invoke(a.ID, a.Incarnation, a.Service, a.Deployment, freshJournal(a))
 		case fsm.ActNotify:
 			l.invoker.Notify(a.ID, a.Incarnation, a.EntryIndex, a.Type, a.Raw)
 		case fsm.ActApplied:
@@ -419,7 +421,7 @@ func (l *leader) proposeWaiting(ctx context.Context, c *recordpb.Command) error 
 // Invoker is a led partition's invoker; *invokers.Partition is it in production. All methods but Close
 // return at once.
 type Invoker interface {
-	Invoke(id ident.InvocationID, incarnation uint64, fresh *invokers.Journal)
+	Invoke(id ident.InvocationID, incarnation uint64, service string, pinned ident.DeploymentID, fresh *invokers.Journal)
 	Notify(id ident.InvocationID, incarnation uint64, entryIndex uint32, typ uint16, raw []byte)
 	Applied(id ident.InvocationID, incarnation, sequence uint64)
 	Abort(id ident.InvocationID)

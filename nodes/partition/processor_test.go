@@ -175,7 +175,7 @@ func newScripted(s script, h invokers.Host) *scripted {
 	return &scripted{script: s, host: h, ctx: ctx, cancel: cancel, incarnations: map[ident.InvocationID]uint64{}}
 }
 
-func (s *scripted) Invoke(id ident.InvocationID, incarnation uint64, fresh *invokers.Journal) {
+func (s *scripted) Invoke(id ident.InvocationID, incarnation uint64, _ string, _ ident.DeploymentID, fresh *invokers.Journal) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.closed {

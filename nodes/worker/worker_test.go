@@ -96,13 +96,13 @@ func newHost(t *testing.T) *host {
 // idle is an invoker that never gets anything done.
 type idle struct{ partition.Invoker }
 
-func (idle) Invoke(ident.InvocationID, uint64, *invokers.Journal)      {}
-func (idle) Notify(ident.InvocationID, uint64, uint32, uint16, []byte) {}
-func (idle) Applied(ident.InvocationID, uint64, uint64)                {}
-func (idle) Abort(ident.InvocationID)                                  {}
-func (idle) Pause(ident.InvocationID)                                  {}
-func (idle) RetryNow(ident.InvocationID)                               {}
-func (idle) Close()                                                    {}
+func (idle) Invoke(ident.InvocationID, uint64, string, ident.DeploymentID, *invokers.Journal) {}
+func (idle) Notify(ident.InvocationID, uint64, uint32, uint16, []byte)                        {}
+func (idle) Applied(ident.InvocationID, uint64, uint64)                                       {}
+func (idle) Abort(ident.InvocationID)                                                         {}
+func (idle) Pause(ident.InvocationID)                                                         {}
+func (idle) RetryNow(ident.InvocationID)                                                      {}
+func (idle) Close()                                                                           {}
 
 func await(t *testing.T, what string, ok func() bool) {
 	t.Helper()

@@ -13,7 +13,7 @@ type Kind uint8
 
 // The kinds of actions.
 const (
-	// ActInvoke: start an attempt. ID, Incarnation; Fresh where the store need not be read. Replaces
+	// ActInvoke: start an attempt. ID, Incarnation, Service, Deployment; Fresh where the store need not be read. Replaces
 	// whatever attempt of the ID is there.
 	ActInvoke Kind = iota + 1
 	// ActNotify: a notification was appended to the journal of a running invocation. ID, Incarnation,
@@ -69,6 +69,8 @@ type Action struct {
 	ID          ident.InvocationID
 	Incarnation uint64
 	Sequence    uint64
+	Service     string
+	Deployment  ident.DeploymentID // zero: not pinned yet
 	Fresh       *Fresh
 	EntryIndex  uint32
 	Type        uint16

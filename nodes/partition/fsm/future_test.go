@@ -186,7 +186,7 @@ func TestSettlingFollowsTheRules(t *testing.T) {
 func TestSuspensionResumesOnWhatItAwaits(t *testing.T) {
 	w := newWorld(t)
 	id := w.started(request(service("A"), 1))
-	w.effects(id, callTo(service("B"), 1, 1, 2), callTo(service("B"), 2, 3, 4))
+	w.effects(id, pinned(6), callTo(service("B"), 1, 1, 2), callTo(service("B"), 2, 3, 4))
 	life := w.row(id).Life
 	as := w.effects(id, suspended(&invocationpb.Future{Completions: []uint32{2, 4}, Signals: []uint32{1}}))
 	w.one(as, ActApplied)
@@ -198,7 +198,7 @@ func TestSuspensionResumesOnWhatItAwaits(t *testing.T) {
 	as = w.apply(response(id, life, 4, success(nil)))
 	w.none(as, ActNotify)
 	a := w.one(as, ActInvoke)
-	if a.Incarnation != uint64(w.lsn) || a.Fresh != nil {
+	if a.Incarnation != uint64(w.lsn) || a.Fresh != nil || a.Service != "A" || a.Deployment != ident.DeploymentID([]byte("deployment-00001")) {
 		t.Fatalf("%+v", a)
 	}
 	w.wantStatus(id, storepb.Invocation_INVOKED)

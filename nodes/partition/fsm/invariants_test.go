@@ -281,6 +281,9 @@ func (o *oracle) watch(m *Machine, c *recordpb.Command, as []Action) {
 				o.t.Errorf("%s: incarnation %d after %d", a.ID, a.Incarnation, old)
 			}
 			o.run[a.ID] = a.Incarnation
+			if a.Service == "" {
+				o.t.Errorf("%s is to run, of which service is not said", a.ID)
+			}
 		case ActNotify:
 			if a.Incarnation != o.run[a.ID] {
 				o.t.Errorf("%s: a notification for incarnation %d, running is %d", a.ID, a.Incarnation, o.run[a.ID])

@@ -185,4 +185,6 @@ func (m *Machine) start(r *row, fresh *Fresh) {
 	m.touch(r)
 	a := m.out.add(ActInvoke)
 	a.ID, a.Incarnation, a.Fresh = r.id, inv.Incarnation, fresh
+	a.Service = inv.Target.GetService()
+	copy(a.Deployment[:], inv.DeploymentId)
 }
