@@ -18,6 +18,7 @@ const (
 	StoresIgnoreSeal // a sealed loglet takes appends
 	HolesAccepted    // a store that leaves an uncommitted hole is taken
 	LossIgnored      // a loglet whose durable records were lost is served as if it were complete
+	SealLossIgnored  // a loglet whose durable seal was lost takes appends again
 	// Sequencer.
 	CommitByOne   // one durable copy commits a record
 	SealedTailAck // tails of sealed servers acknowledge appends
@@ -44,7 +45,7 @@ const (
 )
 
 var names = [Kinds]string{
-	"none", "ack-before-sync", "seal-not-durable", "stores-ignore-seal", "holes-accepted", "loss-ignored",
+	"none", "ack-before-sync", "seal-not-durable", "stores-ignore-seal", "holes-accepted", "loss-ignored", "seal-loss-ignored",
 	"commit-by-one", "sealed-tail-ack", "seal-by-one", "tail-is-known", "no-repair", "repair-skips-hole",
 	"trim-uncommitted", "epoch-ignored", "dedup-dropped", "suspend-unchecked", "apply-reads-clock",
 	"lock-ignored", "completion-twice", "acts-before-fence", "outbox-early", "shuffle-no-rewind",

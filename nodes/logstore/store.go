@@ -52,8 +52,8 @@ type Config struct {
 	// QueueBytes is how much may wait for the disk before the store calls itself backlogged;
 	// default 64 MiB.
 	QueueBytes int64
-	// HintInterval is how often durable tails are noted outside of the database; default 1 s. Records
-	// that the disk loses silently within that time of their fsync are not noticed.
+	// HintInterval is how often durable tails and seals are noted outside of the database; default 1 s. Records
+	// and seals that the disk loses silently within that time of their fsync are not noticed.
 	HintInterval time.Duration
 	// OnFatal is told the first error that ended the handle, on a goroutine of the store; it must not
 	// block. May be nil.
@@ -469,7 +469,7 @@ func (s *Store) syncLoop() {
 	}
 }
 
-// hintLoop notes the durable tails that moved, each HintInterval and at the end.
+// hintLoop notes the durable tails that moved and the seals, each HintInterval and at the end.
 func (s *Store) hintLoop() {
 	t := time.NewTicker(s.cfg.HintInterval)
 	defer t.Stop()
@@ -505,7 +505,7 @@ func (s *Store) Load(id cluster.LogletID) (logserver.Meta, error) {
 	}
 	m.LocalTail = max(last+1, m.TrimPoint+1)
 	m.GlobalTail = max(m.GlobalTail, m.TrimPoint+1)
-	m.DataLoss = m.LocalTail < s.tails.hint(id)
+	m.DataLoss = s.tails.lost(id, &m)
 	return m, nil
 }
 

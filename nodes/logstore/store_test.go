@@ -322,6 +322,40 @@ func TestLostTailIsNoticed(t *testing.T) {
 	}
 }
 
+// A disk that loses a seal must not make the loglet one that takes appends again: with another server, which was not
+// asked for the seal, it would be a write quorum for a sequencer that does not know that it was replaced.
+func TestLostSealIsNoticed(t *testing.T) {
+	for _, n := range []int{0, 10} {
+		fs := vfs.NewMem()
+		s := open(t, fs, nil)
+		store(t, s, 4, 1, 1) // another loglet, which loses nothing
+		if n > 0 {
+			store(t, s, 5, 1, n)
+		}
+		before := clone(t, fs, "log/db")
+		must(t, s, &logserver.Write{Loglet: 5, Kind: logserver.WriteSeal})
+		if err := s.Close(); err != nil { // notes the seal outside of the database
+			t.Fatal(err)
+		}
+		if m := load(t, open(t, clone(t, fs, "log"), nil), 5); !m.Sealed || m.DataLoss {
+			t.Errorf("%d records: meta %+v, want a seal and no loss", n, m)
+		}
+		if err := fs.RemoveAll("log/db"); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := vfs.Clone(before, fs, "log/db", "log/db"); err != nil {
+			t.Fatal(err)
+		}
+		lossy := open(t, fs, nil)
+		if m := load(t, lossy, 5); !m.DataLoss {
+			t.Errorf("%d records: meta %+v, want data loss", n, m)
+		}
+		if m := load(t, lossy, 4); m.DataLoss {
+			t.Errorf("%d records: meta %+v of a loglet that lost nothing", n, m)
+		}
+	}
+}
+
 func clone(t testing.TB, fs vfs.FS, dir string) vfs.FS {
 	t.Helper()
 	to := vfs.NewMem()
@@ -697,12 +731,12 @@ func TestCompression(t *testing.T) {
 }
 
 func FuzzTailHints(f *testing.F) {
-	f.Add(appendHint(appendHint(nil, 7, 100), 8, 1))
+	f.Add(appendHint(appendHint(nil, 7, hint{100, false}), 8, hint{1, true}))
 	f.Add([]byte("short"))
 	f.Fuzz(func(t *testing.T, b []byte) {
-		for hint := range slices.Chunk(b, hintLen) {
-			if id, tail, ok := parseHint(hint); ok && string(appendHint(nil, id, tail)) != string(hint) {
-				t.Errorf("%x decodes to loglet %s tail %d", hint, id, tail)
+		for raw := range slices.Chunk(b, hintLen) {
+			if id, h, ok := parseHint(raw); ok && string(appendHint(nil, id, h)) != string(raw) {
+				t.Errorf("%x decodes to loglet %s %+v", raw, id, h)
 			}
 		}
 	})

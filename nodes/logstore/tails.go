@@ -13,33 +13,36 @@ import (
 	"github.com/cockroachdb/pebble/v2/vfs"
 
 	"perdure/control/cluster"
+	"perdure/control/mutant"
 	"perdure/nodes/logserver"
 )
 
 // tailsFile is the name of the file of tail hints inside of the store's directory.
 const tailsFile = "TAILS"
 
-// hintLen is the length of one hint: loglet u64 | tail u32 | crc32c u32 of the former, little endian.
-const hintLen = 16
+// hintLen is the length of one hint: loglet u64 | tail u32 | flags u32 | crc32c u32 of the former, little endian.
+// Flag 1 says that the loglet was sealed, no other is used.
+const hintLen = 20
 
 // compactAbove is the size in bytes from which the file is written anew with one hint per loglet.
 const compactAbove = 1 << 20
 
-// tailHints remembers, outside of the database, that records up to some tail were durable once. A
-// write-ahead log whose end was damaged opens without error and without the records that stood
-// there; a log server that then said "I never had them" would break the promise of every quorum
-// that it was part of. A recovered tail below the hint is therefore data loss.
+// tailHints remembers, outside of the database, that records up to some tail, or a seal, were durable
+// once. A write-ahead log whose end was damaged opens without error and without what stood there. A
+// log server that then said "I never had these records", or took appends that its seal had ended,
+// would break the promise of every quorum that it was part of. A recovered tail below the hint, or a
+// seal that is gone, is therefore data loss.
 //
-// The file is a sequence of fixed-size, self-checked hints, appended about each second. The highest
-// hint of a loglet counts; one that does not check is skipped, for it was being written when the
-// power went, or it is damaged, and then less is proven.
+// The file is a sequence of fixed-size, self-checked hints, appended about each second. All hints of a
+// loglet count together; one that does not check is skipped, for it was being written when the power
+// went, or it is damaged, and then less is proven.
 type tailHints struct {
 	fs   vfs.FS
 	path string
 
 	mu    sync.Mutex
-	known map[cluster.LogletID]cluster.Offset // durable hints of the file
-	dirty map[cluster.LogletID]cluster.Offset // durable tails that are not in the file yet
+	known map[cluster.LogletID]hint // what the file proves, durably
+	dirty map[cluster.LogletID]hint // durable tails and seals that are not in the file yet
 
 	// flushing guards what follows; it is taken before mu.
 	flushing sync.Mutex
@@ -47,16 +50,24 @@ type tailHints struct {
 	size     int
 }
 
+// hint is what a loglet was proven to have: records below a tail, 0 when none, and a seal.
+type hint struct {
+	tail   cluster.Offset
+	sealed bool
+}
+
+func (h hint) and(o hint) hint { return hint{max(h.tail, o.tail), h.sealed || o.sealed} }
+
 // openTailHints reads the hints and begins a new file with the highest of each loglet.
 func openTailHints(fs vfs.FS, path string) (*tailHints, error) {
-	t := &tailHints{fs: fs, path: path, known: map[cluster.LogletID]cluster.Offset{}, dirty: map[cluster.LogletID]cluster.Offset{}}
+	t := &tailHints{fs: fs, path: path, known: map[cluster.LogletID]hint{}, dirty: map[cluster.LogletID]hint{}}
 	old, err := readFile(fs, path)
 	if err != nil {
 		return nil, err
 	}
-	for hint := range slices.Chunk(old, hintLen) {
-		if id, tail, ok := parseHint(hint); ok {
-			t.known[id] = max(t.known[id], tail)
+	for b := range slices.Chunk(old, hintLen) {
+		if id, h, ok := parseHint(b); ok {
+			t.known[id] = t.known[id].and(h)
 		}
 	}
 	if err := t.rewrite(); err != nil {
@@ -85,8 +96,8 @@ func readFile(fs vfs.FS, path string) ([]byte, error) {
 func (t *tailHints) rewrite() error {
 	var b []byte
 	t.mu.Lock()
-	for id, tail := range t.known {
-		b = appendHint(b, id, tail)
+	for id, h := range t.known {
+		b = appendHint(b, id, h)
 	}
 	t.mu.Unlock()
 	temp := t.path + ".tmp"
@@ -123,11 +134,12 @@ func syncDir(fs vfs.FS, path string) error {
 	return errors.Join(d.Sync(), d.Close())
 }
 
-// hint is the proven tail of a loglet, 0 when nothing is proven.
-func (t *tailHints) hint(id cluster.LogletID) cluster.Offset {
+// lost reports whether a loglet was recovered without something that it was proven to have.
+func (t *tailHints) lost(id cluster.LogletID, m *logserver.Meta) bool {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	return t.known[id]
+	h := t.known[id]
+	return m.LocalTail < h.tail || h.sealed && !m.Sealed && !mutant.Is(mutant.SealLossIgnored)
 }
 
 // advance notes that writes have become durable.
@@ -135,13 +147,16 @@ func (t *tailHints) advance(writes []*logserver.Write) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	for _, w := range writes {
-		if w.Kind == logserver.WriteRecords {
-			t.dirty[w.Loglet] = max(t.dirty[w.Loglet], w.Next())
+		switch w.Kind {
+		case logserver.WriteRecords:
+			t.dirty[w.Loglet] = t.dirty[w.Loglet].and(hint{tail: w.Next()})
+		case logserver.WriteSeal:
+			t.dirty[w.Loglet] = t.dirty[w.Loglet].and(hint{sealed: true})
 		}
 	}
 }
 
-// flush makes the hints of all tails that moved durable. Only the hint loop and close call it.
+// flush makes the hints of all loglets that moved durable. Only the hint loop and close call it.
 func (t *tailHints) flush() error {
 	t.flushing.Lock()
 	defer t.flushing.Unlock()
@@ -150,8 +165,8 @@ func (t *tailHints) flush() error {
 		return nil
 	}
 	b := make([]byte, 0, len(moved)*hintLen)
-	for id, tail := range moved {
-		b = appendHint(b, id, tail)
+	for id, h := range moved {
+		b = appendHint(b, id, h)
 	}
 	if _, err := t.file.Write(b); err != nil {
 		return fmt.Errorf("append to %s: %w", t.path, err)
@@ -166,15 +181,15 @@ func (t *tailHints) flush() error {
 	return nil
 }
 
-// takeDirty moves the dirty tails to the known ones and returns those that grew.
-func (t *tailHints) takeDirty() map[cluster.LogletID]cluster.Offset {
+// takeDirty moves the dirty hints to the known ones and returns those that say something new.
+func (t *tailHints) takeDirty() map[cluster.LogletID]hint {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	moved := map[cluster.LogletID]cluster.Offset{}
-	for id, tail := range t.dirty {
-		if tail > t.known[id] {
-			t.known[id] = tail
-			moved[id] = tail
+	moved := map[cluster.LogletID]hint{}
+	for id, h := range t.dirty {
+		if all := h.and(t.known[id]); all != t.known[id] {
+			t.known[id] = all
+			moved[id] = all
 		}
 	}
 	clear(t.dirty)
@@ -187,16 +202,22 @@ func (t *tailHints) close() error {
 	return errors.Join(err, t.file.Close())
 }
 
-func appendHint(b []byte, id cluster.LogletID, tail cluster.Offset) []byte {
+func appendHint(b []byte, id cluster.LogletID, h hint) []byte {
 	at := len(b)
 	b = binary.LittleEndian.AppendUint64(b, uint64(id))
-	b = binary.LittleEndian.AppendUint32(b, uint32(tail))
+	b = binary.LittleEndian.AppendUint32(b, uint32(h.tail))
+	flags := uint32(0)
+	if h.sealed {
+		flags = 1
+	}
+	b = binary.LittleEndian.AppendUint32(b, flags)
 	return binary.LittleEndian.AppendUint32(b, crc32.Checksum(b[at:], castagnoli))
 }
 
-func parseHint(b []byte) (cluster.LogletID, cluster.Offset, bool) {
-	if len(b) != hintLen || binary.LittleEndian.Uint32(b[12:]) != crc32.Checksum(b[:12], castagnoli) {
-		return 0, 0, false
+func parseHint(b []byte) (cluster.LogletID, hint, bool) {
+	if len(b) != hintLen || binary.LittleEndian.Uint32(b[16:]) != crc32.Checksum(b[:16], castagnoli) {
+		return 0, hint{}, false
 	}
-	return cluster.LogletID(binary.LittleEndian.Uint64(b)), cluster.Offset(binary.LittleEndian.Uint32(b[8:])), true
+	flags := binary.LittleEndian.Uint32(b[12:])
+	return cluster.LogletID(binary.LittleEndian.Uint64(b)), hint{cluster.Offset(binary.LittleEndian.Uint32(b[8:])), flags == 1}, flags <= 1
 }
