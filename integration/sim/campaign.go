@@ -190,9 +190,13 @@ func HuntMutants(out io.Writer, only string, base uint64, budget time.Duration, 
 	return len(survivors) == 0
 }
 
-// mutantWorld is where a mutant is to be found: those of the log in the fast world of logs alone.
+// mutantWorld is where a mutant is to be found: those of the log in the fast world of logs alone, unless they are in the
+// store.
 func mutantWorld(k mutant.Kind) string {
-	if k <= mutant.TrimUncommitted {
+	switch {
+	case k == mutant.SealLossIgnored:
+		return "pebble"
+	case k <= mutant.TrimUncommitted:
 		return "log"
 	}
 	return "core"

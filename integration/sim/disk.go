@@ -20,10 +20,11 @@ type storage interface {
 	has(id cluster.LogletID, o cluster.Offset) bool
 	// rot makes a durable record unreadable; false when there is none to choose.
 	rot(pick func(n int) int) bool
-	// loseTail forgets the last records of a loglet, in a way that the store can notice.
-	loseTail(pick func(n int) int) bool
-	// crash is the end of the process; a power cut when power is set.
+	// crash is the end of the process and of what was not durable.
 	crash()
+	// loseTail is a crash of a disk that also forgets what it had made durable last, records or a seal, in a way that the
+	// store can notice; false when there is nothing to forget.
+	loseTail(pick func(n int) int) bool
 	close()
 }
 
@@ -175,6 +176,12 @@ func (d *disk) loseTail(pick func(int) int) bool {
 		return false
 	}
 	l := d.order[len(d.order)-1-pick(min(3, len(d.order)))]
+	if l.meta.Sealed {
+		l.meta.Sealed, l.meta.DataLoss = false, true
+		if len(l.slots) == 0 || pick(2) == 0 {
+			return true
+		}
+	}
 	if len(l.slots) == 0 {
 		return false
 	}

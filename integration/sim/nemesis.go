@@ -96,9 +96,13 @@ func (w *world) fault() {
 		w.damage(func(v *node) bool { return v.store.rot(rng.IntN) })
 	case LostTail:
 		w.damage(func(v *node) bool {
-			v.stop()
+			if !v.up {
+				return false
+			}
+			v.end()
+			lost := v.store.loseTail(rng.IntN)
 			w.restart(v, long)
-			return v.store.loseTail(rng.IntN)
+			return lost
 		})
 	case DiskWiped:
 		w.wipe(long)

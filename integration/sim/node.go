@@ -120,11 +120,16 @@ func (n *node) start() {
 	n.startWorkers()
 }
 
-// stop ends the process; power says that what was not synced is gone.
+// stop ends the process; what was not synced is gone.
 func (n *node) stop() {
-	if !n.up {
-		return
+	if n.up {
+		n.end()
+		n.store.crash()
 	}
+}
+
+// end ends the process, but for its store.
+func (n *node) end() {
 	n.w.trace("stop", uint64(n.id), uint64(n.gen), 0)
 	n.up = false
 	n.life++
@@ -134,7 +139,6 @@ func (n *node) stop() {
 	}
 	n.workers = nil
 	n.losePower()
-	n.store.crash()
 	n.loglets, n.logs = nil, nil
 }
 

@@ -104,6 +104,9 @@ func (o *oracle) complete(n *node, id cluster.LogletID, from, to cluster.Offset)
 func (o *oracle) loaded(n *node, id cluster.LogletID, l *logserver.Loglet) {
 	m := n.store.load(id)
 	if m.DataLoss {
+		if n.id != o.w.cfg.victim || !o.w.victimLost {
+			violated("loss", "node %s has lost nothing and says that it has lost records of loglet %s", n.id, id)
+		}
 		out := &logserver.Output{}
 		l.Info(nil, &logserver.InfoRequest{}, out)
 		if st := out.Replies[0].State.Status; st != logserver.StatusDataLoss {
