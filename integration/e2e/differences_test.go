@@ -25,6 +25,7 @@ var differences = map[string]map[string]string{
 		"bad-address":        "a bad address or header is answered with a text about the type of the request; it says which field is wrong",
 		"scopes":             "scopes work in some places without the feature that they belong to; here they are refused everywhere",
 		"ui":                 "there is a web interface; here is none yet",
+		"v7-key":             "handlers are told their idempotency key only together with scopes; here always, in version 7",
 		"custom-message":     "a message type of the range for custom messages ends the attempt's task with a panic; it must be a protocol violation",
 	},
 }

@@ -212,8 +212,17 @@ func closeVariants() {
 // eachVariant runs f for every variant, in parallel.
 func eachVariant(t *testing.T, f func(t *testing.T, e *endpoint)) {
 	t.Helper()
+	eachOf(t, func(*variant) bool { return true }, f)
+}
+
+// eachOf is eachVariant for those that are chosen.
+func eachOf(t *testing.T, chosen func(*variant) bool, f func(t *testing.T, e *endpoint)) {
+	t.Helper()
 	t.Parallel()
 	for _, v := range variants {
+		if !chosen(v) {
+			continue
+		}
 		t.Run(v.name, func(t *testing.T) {
 			t.Parallel()
 			if v.node != "" {

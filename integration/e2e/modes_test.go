@@ -41,6 +41,9 @@ func mode() string {
 // noEagerState reports whether the server keeps state back in this run.
 func noEagerState() bool { return modes[mode()]["WORKER__INVOKER__DISABLE_EAGER_STATE"] == "true" }
 
+// version7 reports whether the server speaks version 7 of the service protocol in this run.
+func version7() bool { return modes[mode()]["EXPERIMENTAL_ENABLE_PROTOCOL_V7"] == "true" }
+
 // inactivity is the inactivity timeout of services that say nothing, as the admin API shows it.
 func inactivity() string {
 	if v := modes[mode()]["WORKER__INVOKER__INACTIVITY_TIMEOUT"]; v != "" {

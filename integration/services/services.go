@@ -44,9 +44,9 @@ type Options struct {
 	Log slog.Handler
 }
 
-// Names are the services' names without prefix, in the order in which they are bound.
+// Names are the names without prefix of the services that the sets of all languages have, in the order in which they are bound.
 var Names = []string{"Greeter", "Failing", "Counter", "Runner", "Sleeper", "Caller", "Awaiter", "Signaler", "Blocker", "Fifo",
-	"Flow", "Private", "Half", "Brief", "BriefFlow", "Probe"}
+	"Flow", "Private", "Half", "Brief", "BriefFlow", "Probe", "Extras"}
 
 // set is one variant being put together.
 type set struct {
@@ -94,7 +94,8 @@ func endpoint(o Options, mem memory) *server.Restate {
 	s := &set{o: o, mem: mem}
 	r := server.NewRestate().WithLogger(o.Log, false).Bidirectional(!o.RequestResponse)
 	for _, d := range []restate.ServiceDefinition{s.greeter(), s.failing(), s.counter(), s.runner(), s.sleeper(), s.caller(), s.awaiter(),
-		s.signaler(), s.blocker(), s.fifo(), s.flow(), s.private(), s.half(), s.brief(), s.briefFlow(), s.probe()} {
+		s.signaler(), s.blocker(), s.fifo(), s.flow(), s.private(), s.half(), s.brief(), s.briefFlow(), s.probe(), s.extras(),
+		s.golang(), restate.Reflect(reflected{s.name("Reflected")}, s.options()...)} {
 		r.Bind(d)
 	}
 	return r

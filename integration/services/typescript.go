@@ -2,6 +2,7 @@ package services
 
 import (
 	"bufio"
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -59,7 +60,12 @@ func install(ctx context.Context, dir string) error {
 	if err := syscall.Flock(int(lock.Fd()), syscall.LOCK_EX); err != nil {
 		return fmt.Errorf("lock the npm install: %w", err)
 	}
-	if _, err := os.Stat(filepath.Join(dir, "node_modules", "@restatedev", "restate-sdk", "package.json")); err == nil {
+	there := true
+	for _, p := range []string{"restate-sdk", "restate-sdk-clients"} {
+		_, err := os.Stat(filepath.Join(dir, "node_modules", "@restatedev", p, "package.json"))
+		there = there && err == nil
+	}
+	if there {
 		return nil
 	}
 	cmd := exec.CommandContext(ctx, "npm", "install", "--no-package-lock")
@@ -111,6 +117,27 @@ func StartTypeScript(ctx context.Context, prefix string, requestResponse bool) (
 	}
 	t.URL = "http://127.0.0.1:" + port
 	return t, nil
+}
+
+// RunTypeScriptClient runs the program that uses the SDK's client of the ingress, on the services with the given prefix. Names
+// that it makes up begin with token. It returns the JSON that the program prints.
+func RunTypeScriptClient(ctx context.Context, ingress, prefix, token string) ([]byte, error) {
+	dir, err := tsDir()
+	if err != nil {
+		return nil, err
+	}
+	if err := install(ctx, dir); err != nil {
+		return nil, err
+	}
+	cmd := exec.CommandContext(ctx, "node", "client.mjs", ingress, prefix, token)
+	cmd.Dir = dir
+	var stderr bytes.Buffer
+	cmd.Stderr = &stderr
+	out, err := cmd.Output()
+	if err != nil {
+		return nil, fmt.Errorf("run the TypeScript client: %w: %s", err, stderr.Bytes())
+	}
+	return out, nil
 }
 
 // Close ends the process and waits for it. It may be called more than once.

@@ -15,7 +15,7 @@ Promise.withResolvers ??= function () {
   return { promise, resolve, reject };
 };
 const restate = await import("@restatedev/restate-sdk");
-const { TerminalError } = restate;
+const { TerminalError, RetryableError } = restate;
 const { exclusive, shared } = restate.handlers.object;
 
 const { values: flags } = parseArgs({
@@ -383,6 +383,143 @@ const workflow = (name, run) =>
 const briefWorkflow = workflow("BriefFlow", {});
 briefWorkflow.options = { ...briefWorkflow.options, workflowRetention: 1000 };
 
+// what is left of the SDK's interface
+
+const extras = restate.service({
+  name: named("Extras"),
+  description: "what is left",
+  options: { ...base, retryPolicy: fastRetries },
+  handlers: {
+    random: async (ctx, token) => {
+      const uuid = ctx.rand.uuidv4();
+      note(token, `${ctx.rand.random()} ${uuid}`);
+      if (count(token) === 1) throw new RetryableError("first attempt fails", { errorCode: 501, retryAfter: 30 });
+      return uuid;
+    },
+    timeout: async (ctx, ms) => {
+      try {
+        await ctx.awakeable().promise.orTimeout(ms);
+        return "resolved";
+      } catch (e) {
+        if (!(e instanceof restate.TimeoutError)) throw e;
+        return "timeout";
+      }
+    },
+    giveUp: async (ctx, token) => {
+      const failing = () => {
+        throw new Error(`execution ${count(token)} fails`);
+      };
+      const policy = { initialRetryInterval: 20, maxRetryInterval: 50, retryIntervalFactor: 1.5, maxRetryDuration: { milliseconds: 150 } };
+      const r = await held(ctx.run("giveUp", failing, policy));
+      if (!r.failure) throw new TerminalError("the step succeeded");
+      return r.failure;
+    },
+    flow: async (ctx, key) => {
+      const { invocationId } = ctx.workflowSendClient({ name: named("Flow") }, key).run("in");
+      await ctx.workflowClient({ name: named("Flow") }, key).finish("v");
+      return outcome(ctx.invocation(await invocationId).attach(restate.serde.binary));
+    },
+    cancelled: async (ctx, t) => {
+      const sent = ctx.invocation(await ctx.genericSend(target(t)).invocationId);
+      sent.cancel();
+      return outcome(sent.attach(restate.serde.binary));
+    },
+    key: async (ctx) => ctx.request().idempotencyKey ?? "",
+    body: async (ctx) => new TextDecoder().decode(ctx.request().body),
+  },
+});
+
+// what only this SDK has
+
+const { RestatePromise } = restate;
+const ending = async (promise) => {
+  try {
+    return await promise;
+  } catch (e) {
+    return `${caught(e).code} ${e.message}`;
+  }
+};
+// three awakeables, whose ids are noted under the token
+const awakeables = async (ctx, token) => {
+  const all = [0, 1, 2].map(() => ctx.awakeable());
+  await ctx.run("ids", () => note(token, all.map((a) => a.id).join(" ")));
+  return all.map((a) => a.promise);
+};
+// a step in the first attempt, something else in the second
+const mismatch = (onJournalMismatchErrors) =>
+  restate.handlers.handler({ onJournalMismatchErrors }, async (ctx, token) => {
+    if (count(token) > 1) {
+      await ctx.sleep(1);
+      return "slept";
+    }
+    await ctx.run("first", () => "ran");
+    throw new Error("first attempt fails");
+  });
+
+const typescript = restate.service({
+  name: named("TypeScript"),
+  options: { ...base, retryPolicy: fastRetries },
+  handlers: {
+    combine: async (ctx, { token, how }) => {
+      const [a, b, c] = await awakeables(ctx, token);
+      const combined = {
+        all: () => RestatePromise.all([a, b, c]),
+        any: () => RestatePromise.any([a, b, c]),
+        race: () => RestatePromise.race([a, b, c]),
+        settled: () =>
+          RestatePromise.allSettled([a, b, c]).map((l) => l.map((r) => (r.status === "fulfilled" ? r.value : r.reason.message))),
+        nested: () => RestatePromise.all([RestatePromise.any([a, b]), RestatePromise.race([c, ctx.sleep({ hours: 1 })])]),
+        deep: () => RestatePromise.race([RestatePromise.all([a, RestatePromise.any([b, c])]), ctx.sleep({ days: 1 }).map(() => "slept")]),
+        mapped: () => RestatePromise.all([a.map((v, f) => v ?? f.message), b.map((v, f) => v ?? f.message), RestatePromise.resolve("now")]),
+        rejected: () => RestatePromise.any([RestatePromise.reject(new TerminalError("at once")), a]),
+      }[how];
+      return ending(combined());
+    },
+    pause: async (_, token) => {
+      if (count(token) === 1) throw new restate.PauseError("wants to pause", { errorCode: 418 });
+      return "resumed";
+    },
+    retryAfter: async (ctx, token) => {
+      if (count(token) === 1) throw new RetryableError("later", { retryAfter: { milliseconds: 400 } });
+      return "done";
+    },
+    mismatchRetry: mismatch("retry"),
+    mismatchPause: mismatch("pause"),
+    mismatchFail: mismatch("fail"),
+    // cancels its calls itself, and lives on
+    explicit: restate.handlers.handler({ explicitCancellation: true }, async (ctx, token) => {
+      const call = ctx.genericCall(target({ service: named("Blocker"), key: token, handler: "await", input: `${token}/called` }));
+      await ctx.run("enter", () => note(token, "enter"));
+      const first = await RestatePromise.race([ctx.cancellation().map(() => "cancelled"), call.map(() => "returned")]);
+      const cancelled = await ctx.cancelPreviousCalls();
+      const { failure } = await outcome(call);
+      return { first, same: cancelled[0] === (await call.invocationId), cancelled: cancelled.length, code: failure.code };
+    }),
+    date: async (ctx) => {
+      const first = await ctx.date.now();
+      if (count(ctx.request().id) === 1) throw new Error("first attempt fails");
+      return [first, Date.now(), JSON.parse(JSON.stringify(await ctx.date.toJSON()))];
+    },
+    // completes awakeables and signals with failures that have a code
+    reject: async (ctx, { id, name, code, message }) => {
+      const reason = new TerminalError(message, { errorCode: code });
+      if (name) ctx.invocation(id).signal(name).reject(reason);
+      else ctx.rejectAwakeable(id, reason);
+    },
+    asTerminal: restate.handlers.handler({ asTerminalError: (e) => (e instanceof RangeError ? new TerminalError(e.message, { errorCode: 416 }) : undefined) }, async () => {
+      throw new RangeError("out of range");
+    }),
+    // calls and sends through clients that know the service
+    clients: async (ctx, key) => {
+      const counter = { name: named("Counter") };
+      ctx.objectSendClient(counter, key).add(1, restate.rpc.sendOpts({ name: "sent" }));
+      ctx.serviceSendClient({ name: named("Greeter") }).greet("nobody");
+      const { new: n } = await ctx.objectClient(counter, key).add(2, restate.rpc.opts({ idempotencyKey: key }));
+      return `${await ctx.serviceClient({ name: named("Greeter") }).greet("Ada", restate.rpc.opts({ headers: { a: "b" } }))} ${n}`;
+    },
+  },
+});
+
 const hello = async (_, name) => `hello ${name}`;
 
 const services = [
@@ -398,6 +535,8 @@ const services = [
   fifo,
   workflow("Flow", {}),
   briefWorkflow,
+  extras,
+  typescript,
   restate.service({
     name: named("Private"),
     options: { ...base, ingressPrivate: true },
