@@ -128,6 +128,9 @@ func (p *Processor) newLeader(prop *proposer) (_ *leader, err error) {
 		var pinned ident.DeploymentID
 		copy(pinned[:], inv.DeploymentId)
 		l.invoker.Invoke(id, inv.Incarnation, inv.Target.GetService(), pinned, nil)
+		if inv.PauseRequested {
+			l.invoker.Pause(id)
+		}
 		return nil
 	})
 	if err != nil {

@@ -12,6 +12,7 @@ import (
 	"github.com/cockroachdb/pebble/v2/vfs"
 
 	"perdure/control/cluster"
+	"perdure/control/ident"
 	"perdure/invokers"
 	"perdure/nodes/bifrost"
 	"perdure/nodes/partition/store"
@@ -107,9 +108,7 @@ func TestClockSetBack(t *testing.T) {
 			t.Fatal(err)
 		}
 		for !s.Leading() {
-			if _, _, over, err := s.Step(t.Context()); over || err != nil {
-				t.Fatal(over, err)
-			}
+			stepped(t, s)
 		}
 		s.Close()
 		if got := p.AppliedLSN(); got != cluster.LSN(len(log.records)) {
@@ -124,6 +123,90 @@ func TestClockSetBack(t *testing.T) {
 		t.Errorf("the announcements are of %v, want %v", got, want)
 	}
 }
+
+// A new leader goes on with a pause that its predecessor accepted.
+func TestPauseOutlivesTheLeader(t *testing.T) {
+	st, err := store.Open(store.Options{Dir: "p", FS: vfs.NewMem(), Range: cluster.KeyRange{End: math.MaxUint64}, Logger: slog.New(slog.DiscardHandler)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer st.Close()
+	log := &memLog{}
+	var paused []ident.InvocationID
+	lead := func(epoch cluster.Epoch) *Stepper {
+		t.Helper()
+		p, err := New(Config{
+			Range: st.Range(), Logger: slog.New(slog.DiscardHandler),
+			OpenInvoker: func(cluster.PartitionID, invokers.Host) Invoker { return &pausing{paused: &paused} },
+		}, st)
+		if err != nil {
+			t.Fatal(err)
+		}
+		log.next = int(p.AppliedLSN())
+		s, err := p.Steps(Claim{Epoch: epoch}, log, log, nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for !s.Leading() {
+			stepped(t, s)
+		}
+		return s
+	}
+	s := lead(1)
+	other, _ := call("x", false)
+	req, _ := call("x", false)
+	id := ident.InvocationID(req.GetInvoke().Invocation.Id)
+	rid := newRequest()
+	for _, r := range []*recordpb.Request{other, req, {Id: rid[:], Kind: &recordpb.Request_Pause{Pause: &recordpb.Pause{InvocationId: id[:]}}}} {
+		w, err := s.Submit(r)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for {
+			stepped(t, s)
+			if reply, _ := w.Poll(); reply != nil {
+				break
+			}
+		}
+	}
+	if !slices.Equal(paused, []ident.InvocationID{id}) {
+		t.Fatalf("paused %v, want %v", paused, id)
+	}
+	s.Close()
+	lead(2).Close()
+	if !slices.Equal(paused, []ident.InvocationID{id, id}) {
+		t.Errorf("with its successor %v, want %v once more", paused, id)
+	}
+}
+
+func stepped(t *testing.T, s *Stepper) {
+	t.Helper()
+	if _, _, over, err := s.Step(t.Context()); over || err != nil {
+		t.Fatal(over, err)
+	}
+}
+
+// pausing is an invoker that only notes what it is to pause.
+type pausing struct {
+	Invoker
+	known  map[ident.InvocationID]bool
+	paused *[]ident.InvocationID
+}
+
+func (i *pausing) Invoke(id ident.InvocationID, _ uint64, _ string, _ ident.DeploymentID, _ *invokers.Journal) {
+	if i.known == nil {
+		i.known = map[ident.InvocationID]bool{}
+	}
+	i.known[id] = true
+}
+
+func (i *pausing) Pause(id ident.InvocationID) {
+	if i.known[id] {
+		*i.paused = append(*i.paused, id)
+	}
+}
+
+func (i *pausing) Close() {}
 
 // memLog is a log whose records are committed at once.
 type memLog struct {

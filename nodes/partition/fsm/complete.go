@@ -75,6 +75,7 @@ func (m *Machine) retain(r *row, res *invocationpb.Result) error {
 	inv.Status = storepb.Invocation_COMPLETED
 	inv.CompletedAtMs = m.now
 	inv.Sinks, inv.Awaiting = nil, nil
+	inv.PauseRequested = false
 	inv.Failure = res.GetFailure()
 	if err := m.setExpiry(r, false); err != nil {
 		return err

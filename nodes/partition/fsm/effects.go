@@ -98,7 +98,12 @@ func (m *Machine) run(r *row, x *invocationpb.Effect_RunCompletion) error {
 
 // suspend stops an invocation until what it awaits is there. Looking at what is there already in the same
 // step closes the race with a notification that the attempt had not seen.
+//
+// A pause that was accepted while the suspension was on its way turns it into a pause.
 func (m *Machine) suspend(r *row, x *invocationpb.Effect_Suspended) error {
+	if r.inv.PauseRequested {
+		return m.pauseNow(r, &invocationpb.Effect_Paused{})
+	}
 	known, err := m.known(r, x.Awaiting)
 	if err != nil {
 		return err
@@ -161,8 +166,18 @@ func empty(f *invocationpb.Future) bool {
 	return leaves(f, func(leaf) error { return found }) == nil
 }
 
+// pauseNow stops an invocation until an operator resumes it, or it is cancelled. A request to cancel that its
+// attempts have not seen counts as one that came behind the pause: it must not wait for the operator.
 func (m *Machine) pauseNow(r *row, x *invocationpb.Effect_Paused) error {
-	r.inv.Status = storepb.Invocation_PAUSED
+	cancelled, err := m.known(r, &invocationpb.Future{Signals: []uint32{protocol.SignalCancel}})
+	if err != nil {
+		return err
+	}
+	if len(cancelled) > 0 {
+		r.again = true
+		return nil
+	}
+	r.inv.Status, r.inv.PauseRequested = storepb.Invocation_PAUSED, false
 	m.touch(r)
 	return m.event(r, &storepb.Event{Kind: &storepb.Event_Paused{Paused: x}})
 }

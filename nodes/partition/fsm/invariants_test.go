@@ -222,6 +222,9 @@ func (t *tables) checkInvocation(id ident.InvocationID, inv *storepb.Invocation,
 	default:
 		complain("%s has status %s", id, inv.Status)
 	}
+	if inv.PauseRequested && inv.Status != storepb.Invocation_INVOKED {
+		complain("%s is %s and is to be paused", id, inv.Status)
+	}
 	if exclusive(inv.Target) {
 		l := t.locks[object(&id, inv.Target)]
 		if holds := l != nil && bytes.Equal(l.Holder, id[:]); holds != inFlight {

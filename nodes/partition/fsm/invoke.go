@@ -179,6 +179,7 @@ func (m *Machine) start(r *row, fresh *Fresh) {
 	inv.Incarnation = m.lsn
 	inv.Replayed = inv.Entries
 	inv.Awaiting = nil
+	inv.PauseRequested = false
 	if inv.RunningAtMs == 0 {
 		inv.RunningAtMs = m.now
 	}

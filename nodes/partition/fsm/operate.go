@@ -121,7 +121,8 @@ func (m *Machine) purge(x *recordpb.Purge, requestID []byte) error {
 	return m.dropJournal(r, res)
 }
 
-// pause asks a running invocation to stop. It stops when its attempt has reached a point where it can.
+// pause asks a running invocation to stop. It stops when its attempt has reached a point where it can; the row says so
+// until then, because the leader that hears of it may not be the one that sees the attempt stop.
 func (m *Machine) pause(x *recordpb.Pause, requestID []byte) error {
 	id, ok := m.idOf(x.InvocationId)
 	if !ok {
@@ -135,6 +136,8 @@ func (m *Machine) pause(x *recordpb.Pause, requestID []byte) error {
 	case storepb.Invocation_FREE:
 		m.replyStatus(requestID, recordpb.Reply_NOT_FOUND)
 	case storepb.Invocation_INVOKED:
+		r.inv.PauseRequested = true
+		m.touch(r)
 		m.out.add(ActPause).ID = id
 		m.replyStatus(requestID, recordpb.Reply_ACCEPTED)
 	case storepb.Invocation_SUSPENDED, storepb.Invocation_PAUSED:
@@ -168,7 +171,11 @@ func (m *Machine) resume(x *recordpb.Resume, requestID []byte) error {
 			m.replyStatus(requestID, recordpb.Reply_DEPLOYMENT_FIXED)
 			return nil
 		}
-		m.out.add(ActRetryNow).ID = id
+		if r.inv.PauseRequested {
+			m.start(r, nil) // the attempt was asked to stop: another one takes its place
+		} else {
+			m.out.add(ActRetryNow).ID = id
+		}
 		m.replyStatus(requestID, recordpb.Reply_OK)
 	default:
 		if repin {

@@ -182,6 +182,62 @@ func TestRepinPinsWhatMadeNoProgress(t *testing.T) {
 	}
 }
 
+// A pause that was accepted holds, whoever leads when the attempt stops and however it stops.
+func TestAcceptedPauseHolds(t *testing.T) {
+	for name, stops := range map[string]func(w *world, id ident.InvocationID) []Action{
+		"paused": func(w *world, id ident.InvocationID) []Action { return w.effects(id, paused()) },
+		"suspended": func(w *world, id ident.InvocationID) []Action {
+			return w.effects(id, suspended(&invocationpb.Future{Completions: []uint32{1}, Signals: []uint32{1}}))
+		},
+		"suspended on what is there": func(w *world, id ident.InvocationID) []Action {
+			w.now += 100
+			w.apply(fire(keyspace.TimerKey{FireAtMs: w.now, Kind: keyspace.TimerSleep, ID: id, CompletionID: 1}))
+			return w.effects(id, suspended(&invocationpb.Future{Completions: []uint32{1}, Signals: []uint32{1}}))
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			w := newWorld(t)
+			id := w.inStatus(storepb.Invocation_INVOKED)
+			w.apply(pauseCommand(id))
+			if !w.row(id).PauseRequested {
+				t.Fatal("the row does not say that a pause was accepted")
+			}
+			w.none(stops(w, id), ActInvoke)
+			w.wantStatus(id, storepb.Invocation_PAUSED)
+			w.apply(resumeCommand(id, ""))
+			w.wantStatus(id, storepb.Invocation_INVOKED)
+			if w.row(id).PauseRequested {
+				t.Fatal("the next attempt is to be paused, too")
+			}
+		})
+	}
+}
+
+// A request to cancel is not kept waiting by a pause, whichever of the two the attempt hears of first.
+func TestCancelIsNotHeldUpByAPause(t *testing.T) {
+	w := newWorld(t)
+	id := w.inStatus(storepb.Invocation_INVOKED)
+	w.apply(pauseCommand(id))
+	w.apply(cancel(id))
+	w.one(w.effects(id, paused()), ActInvoke)
+	w.wantStatus(id, storepb.Invocation_INVOKED)
+	w.none(w.effects(id, paused()), ActInvoke) // the attempts since have seen it
+	w.wantStatus(id, storepb.Invocation_PAUSED)
+}
+
+// A resume takes back a pause that has not happened yet.
+func TestResumeTakesBackAPause(t *testing.T) {
+	w := newWorld(t)
+	id := w.inStatus(storepb.Invocation_INVOKED)
+	w.apply(pauseCommand(id))
+	before := w.row(id).Incarnation
+	as := w.apply(resumeCommand(id, ""))
+	w.one(as, ActInvoke)
+	w.wantReply(as, recordpb.Reply_OK)
+	w.effectsOf(id, before, paused())
+	w.wantStatus(id, storepb.Invocation_INVOKED)
+}
+
 func TestPausedStoresAndDoesNotResume(t *testing.T) {
 	w := newWorld(t)
 	id := w.inStatus(storepb.Invocation_PAUSED)

@@ -282,7 +282,9 @@ func TestScans(t *testing.T) {
 	}
 	err := errors.Join(
 		s.Invocations(func(id ident.InvocationID, inv *storepb.Invocation) error { return note("i%d %s", id[0], inv.Status) }),
-		s.Invoked(func(id ident.InvocationID, inv *storepb.Invocation) error { return note("run%d %d", id[0], inv.Incarnation) }),
+		s.Invoked(func(id ident.InvocationID, inv *storepb.Invocation) error {
+			return note("run%d %d", id[0], inv.Incarnation)
+		}),
 		s.Entries(b, func(e JournalEntry) error { return note("j%d %s", e.Index, e.Raw) }),
 		s.AllEntries(func(id ident.InvocationID, e JournalEntry) error { return note("J%d.%d %s", id[0], e.Index, e.Raw) }),
 		s.Events(b, func(id ident.InvocationID, n uint32, e *storepb.Event) error { return note("e%d.%d", id[0], n) }),

@@ -124,10 +124,11 @@ type Invocation struct {
 	LimitKey              string               `protobuf:"bytes,31,opt,name=limit_key,json=limitKey,proto3" json:"limit_key,omitempty"`
 	// While completed: how it ended. Neither failure nor output_kept: with a success that is the content of
 	// the journal entry that output names.
-	Failure       *invocationpb.Failure `protobuf:"bytes,32,opt,name=failure,proto3" json:"failure,omitempty"`
-	OutputKept    bool                  `protobuf:"varint,33,opt,name=output_kept,json=outputKept,proto3" json:"output_kept,omitempty"` // the success is in an Output row of its own
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
+	Failure        *invocationpb.Failure `protobuf:"bytes,32,opt,name=failure,proto3" json:"failure,omitempty"`
+	OutputKept     bool                  `protobuf:"varint,33,opt,name=output_kept,json=outputKept,proto3" json:"output_kept,omitempty"`             // the success is in an Output row of its own
+	PauseRequested bool                  `protobuf:"varint,34,opt,name=pause_requested,json=pauseRequested,proto3" json:"pause_requested,omitempty"` // while invoked: an operator's pause was accepted, and the attempt has not stopped yet
+	unknownFields  protoimpl.UnknownFields
+	sizeCache      protoimpl.SizeCache
 }
 
 func (x *Invocation) Reset() {
@@ -387,6 +388,13 @@ func (x *Invocation) GetFailure() *invocationpb.Failure {
 func (x *Invocation) GetOutputKept() bool {
 	if x != nil {
 		return x.OutputKept
+	}
+	return false
+}
+
+func (x *Invocation) GetPauseRequested() bool {
+	if x != nil {
+		return x.PauseRequested
 	}
 	return false
 }
@@ -1293,7 +1301,7 @@ var File_nodes_partition_store_storepb_store_proto protoreflect.FileDescriptor
 
 const file_nodes_partition_store_storepb_store_proto_rawDesc = "" +
 	"\n" +
-	")nodes/partition/store/storepb/store.proto\x12\x10perdure.store.v1\x1a&invokers/invocationpb/invocation.proto\"\x82\v\n" +
+	")nodes/partition/store/storepb/store.proto\x12\x10perdure.store.v1\x1a&invokers/invocationpb/invocation.proto\"\xab\v\n" +
 	"\n" +
 	"Invocation\x12;\n" +
 	"\x06status\x18\x01 \x01(\x0e2#.perdure.store.v1.Invocation.StatusR\x06status\x12 \n" +
@@ -1332,7 +1340,8 @@ const file_nodes_partition_store_storepb_store_proto_rawDesc = "" +
 	"\tlimit_key\x18\x1f \x01(\tR\blimitKey\x128\n" +
 	"\afailure\x18  \x01(\v2\x1e.perdure.invocation.v1.FailureR\afailure\x12\x1f\n" +
 	"\voutput_kept\x18! \x01(\bR\n" +
-	"outputKept\"e\n" +
+	"outputKept\x12'\n" +
+	"\x0fpause_requested\x18\" \x01(\bR\x0epauseRequested\"e\n" +
 	"\x06Status\x12\b\n" +
 	"\x04FREE\x10\x00\x12\r\n" +
 	"\tSCHEDULED\x10\x01\x12\v\n" +

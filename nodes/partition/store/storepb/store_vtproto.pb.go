@@ -50,6 +50,18 @@ func (m *Invocation) MarshalToSizedBufferVT(dAtA []byte) (int, error) {
 		i -= len(m.unknownFields)
 		copy(dAtA[i:], m.unknownFields)
 	}
+	if m.PauseRequested {
+		i--
+		if m.PauseRequested {
+			dAtA[i] = 1
+		} else {
+			dAtA[i] = 0
+		}
+		i--
+		dAtA[i] = 0x2
+		i--
+		dAtA[i] = 0x90
+	}
 	if m.OutputKept {
 		i--
 		if m.OutputKept {
@@ -1350,6 +1362,9 @@ func (m *Invocation) SizeVT() (n int) {
 	if m.OutputKept {
 		n += 3
 	}
+	if m.PauseRequested {
+		n += 3
+	}
 	n += len(m.unknownFields)
 	return n
 }
@@ -2566,6 +2581,26 @@ func (m *Invocation) UnmarshalVT(dAtA []byte) error {
 				}
 			}
 			m.OutputKept = bool(v != 0)
+		case 34:
+			if wireType != 0 {
+				return fmt.Errorf("proto: wrong wireType = %d for field PauseRequested", wireType)
+			}
+			var v int
+			for shift := uint(0); ; shift += 7 {
+				if shift >= 64 {
+					return protohelpers.ErrIntOverflow
+				}
+				if iNdEx >= l {
+					return io.ErrUnexpectedEOF
+				}
+				b := dAtA[iNdEx]
+				iNdEx++
+				v |= int(b&0x7F) << shift
+				if b < 0x80 {
+					break
+				}
+			}
+			m.PauseRequested = bool(v != 0)
 		default:
 			iNdEx = preIndex
 			skippy, err := protohelpers.Skip(dAtA[iNdEx:])
