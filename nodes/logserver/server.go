@@ -59,6 +59,7 @@ type Server struct {
 
 	mu      sync.RWMutex
 	loglets map[cluster.LogletID]*entry
+	drops   int // how often loglets were dropped
 	closed  bool
 }
 
@@ -185,6 +186,9 @@ func (s *Server) acquire(id cluster.LogletID) (*entry, error) {
 		if err != nil {
 			return nil, err
 		}
+		if e == nil {
+			continue
+		}
 		e.mu.Lock()
 		if !e.dropped {
 			return e, nil
@@ -193,10 +197,10 @@ func (s *Server) acquire(id cluster.LogletID) (*entry, error) {
 	}
 }
 
-// lookup returns the loaded entry of a loglet.
+// lookup returns the loaded entry of a loglet, nil to look again.
 func (s *Server) lookup(id cluster.LogletID) (*entry, error) {
 	s.mu.RLock()
-	e, closed := s.loglets[id], s.closed
+	e, closed, drops := s.loglets[id], s.closed, s.drops
 	if e == nil && !closed {
 		s.wg.Add(1) // Close waits, so that the store is not closed under the load
 	}
@@ -208,12 +212,13 @@ func (s *Server) lookup(id cluster.LogletID) (*entry, error) {
 		return e, nil
 	}
 	defer s.wg.Done()
-	return s.load(id)
+	return s.load(id, drops)
 }
 
-// load reads a loglet's metadata. Two loads of one loglet may race before the first write; both read
-// the same, and one entry wins.
-func (s *Server) load(id cluster.LogletID) (*entry, error) {
+// load reads a loglet's metadata and makes its entry, or returns nil when it is to be looked up again. Of two loads
+// that race one makes the entry. What it has read is stale when the other's entry was made, changed and dropped in
+// between; drops, as it was before the reading, tells.
+func (s *Server) load(id cluster.LogletID, drops int) (*entry, error) {
 	m, err := s.cfg.Store.Load(id)
 	if err != nil {
 		return nil, fmt.Errorf("load loglet %s: %w", id, err)
@@ -223,7 +228,7 @@ func (s *Server) load(id cluster.LogletID) (*entry, error) {
 		s.mu.Unlock()
 		return nil, ErrClosed
 	}
-	if e := s.loglets[id]; e != nil {
+	if e := s.loglets[id]; e != nil || s.drops != drops {
 		s.mu.Unlock()
 		return e, nil
 	}
@@ -256,6 +261,7 @@ func (s *Server) dropIdleLocked() {
 		e.mu.Unlock()
 		if dropped {
 			delete(s.loglets, id)
+			s.drops++
 			n++
 		}
 	}

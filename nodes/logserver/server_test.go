@@ -28,6 +28,7 @@ type memStore struct {
 	records  map[cluster.LogletID]map[cluster.Offset]Record
 	readErr  error
 	loading  chan struct{} // when set, Load says that it began and waits
+	loaded   chan struct{} // when set, the next Load says that it has read and waits
 	duringIO func()        // called within Read, after the records were collected
 }
 
@@ -57,9 +58,15 @@ func (s *memStore) Load(id cluster.LogletID) (Meta, error) {
 		<-s.loading
 	}
 	s.mu.Lock()
-	defer s.mu.Unlock()
 	s.loads++
-	return s.meta[id], nil
+	m, loaded := s.meta[id], s.loaded
+	s.loaded = nil
+	s.mu.Unlock()
+	if loaded != nil {
+		loaded <- struct{}{}
+		<-loaded
+	}
+	return m, nil
 }
 
 func (s *memStore) Read(id cluster.LogletID, from, to cluster.Offset, maxBytes int) ([]Found, cluster.Offset, error) {
@@ -270,6 +277,39 @@ func TestServerForgetsIdleLoglets(t *testing.T) {
 			t.Fatalf("loglet %s answers %+v after others were forgotten", id, r)
 		}
 	}
+}
+
+// TestServerLoadIsOvertaken: while one request loads a loglet, others load it too, seal it, and make the server forget it. What
+// the first has read is old then.
+func TestServerLoadIsOvertaken(t *testing.T) {
+	store := newMemStore()
+	s := newTestServer(t, store)
+	reading := make(chan struct{})
+	store.loaded = reading
+	answered := make(chan (chan reply))
+	go func() { answered <- ask(s, storeRequest(5, 1, "late")) }()
+	<-reading
+	sealed := ask(s, &SealRequest{Header{Loglet: 5}})
+	store.sync(nil)
+	get[*StateReply](t, sealed)
+	store.mu.Lock()
+	store.meta[5] = Meta{LocalTail: 1, Sealed: true}
+	store.mu.Unlock()
+	for id := cluster.LogletID(10); s.knows(5); id++ {
+		get[*StateReply](t, ask(s, &InfoRequest{Header{Loglet: id}}))
+	}
+	reading <- struct{}{}
+	done := <-answered
+	store.sync(nil)
+	if r := get[*StateReply](t, done); r.Status != StatusSealed {
+		t.Errorf("a store in a sealed loglet was answered %v", r.Status)
+	}
+}
+
+func (s *Server) knows(id cluster.LogletID) bool {
+	s.mu.RLock()
+	defer s.mu.RUnlock()
+	return s.loglets[id] != nil
 }
 
 // TestServerForgetsWhatDoesNotExist: asking for loglets that nobody has written to must not fill the memory.
