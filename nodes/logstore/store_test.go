@@ -730,6 +730,88 @@ func TestCompression(t *testing.T) {
 	}
 }
 
+// TestTailHintsEndWithAnError: after a failed fsync the file is not touched any more.
+func TestTailHintsEndWithAnError(t *testing.T) {
+	var fail bool
+	ops := 0
+	inject := errorfs.InjectorFunc(func(op errorfs.Op) error {
+		if op.Kind == errorfs.OpFileWrite || op.Kind == errorfs.OpFileSyncData {
+			ops++
+		}
+		if fail && op.Kind == errorfs.OpFileSyncData {
+			return errorfs.ErrInjected
+		}
+		return nil
+	})
+	tails, err := openTailHints(errorfs.Wrap(vfs.NewMem(), inject), tailsFile)
+	if err != nil {
+		t.Fatal(err)
+	}
+	advance := func(to cluster.Offset) {
+		tails.advance([]*logserver.Write{{Loglet: 5, Kind: logserver.WriteRecords, First: 1, Records: make([]logserver.Record, to-1)}})
+	}
+	advance(10)
+	fail = true
+	if err := tails.flush(); !errors.Is(err, errorfs.ErrInjected) {
+		t.Fatalf("flush with a failing fsync: %v", err)
+	}
+	fail = false
+	before := ops
+	advance(20)
+	if err := tails.flush(); !errors.Is(err, errorfs.ErrInjected) {
+		t.Errorf("flush after a failed fsync: %v, want its error", err)
+	}
+	if err := tails.close(); !errors.Is(err, errorfs.ErrInjected) {
+		t.Errorf("close after a failed fsync: %v, want its error", err)
+	}
+	if ops != before {
+		t.Errorf("%d writes and fsyncs after one had failed", ops-before)
+	}
+}
+
+// TestTailHintsOfManyLoglets: a file that is large because there are many loglets is not written anew each time.
+func TestTailHintsOfManyLoglets(t *testing.T) {
+	made := 0
+	inject := errorfs.InjectorFunc(func(op errorfs.Op) error {
+		if op.Kind == errorfs.OpCreate {
+			made++
+		}
+		return nil
+	})
+	fs := errorfs.Wrap(vfs.NewMem(), inject)
+	tails, err := openTailHints(fs, tailsFile)
+	if err != nil {
+		t.Fatal(err)
+	}
+	const loglets = 2 * compactAbove / hintLen
+	for tail := cluster.Offset(1); tail <= 6; tail++ {
+		for id := range cluster.LogletID(loglets) {
+			if tail > 1 && id > 100 {
+				break
+			}
+			tails.advance([]*logserver.Write{{Loglet: id, Kind: logserver.WriteRecords, First: tail, Records: make([]logserver.Record, 1)}})
+		}
+		if err := tails.flush(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if made > 2 {
+		t.Errorf("the file was made %d times in 6 flushes", made)
+	}
+	if err := tails.close(); err != nil {
+		t.Fatal(err)
+	}
+	if tails, err = openTailHints(fs, tailsFile); err != nil {
+		t.Fatal(err)
+	}
+	if got, other := tails.known[7].tail, tails.known[loglets-1].tail; got != 7 || other != 2 {
+		t.Errorf("hints %d and %d, want 7 and 2", got, other)
+	}
+	if err := tails.close(); err != nil {
+		t.Fatal(err)
+	}
+}
+
 func FuzzTailHints(f *testing.F) {
 	f.Add(appendHint(appendHint(nil, 7, hint{100, false}), 8, hint{1, true}))
 	f.Add([]byte("short"))

@@ -24,7 +24,8 @@ const tailsFile = "TAILS"
 // Flag 1 says that the loglet was sealed, no other is used.
 const hintLen = 20
 
-// compactAbove is the size in bytes from which the file is written anew with one hint per loglet.
+// compactAbove is the size in bytes from which the file is written anew with one hint per loglet, when it has also
+// doubled since.
 const compactAbove = 1 << 20
 
 // tailHints remembers, outside of the database, that records up to some tail, or a seal, were durable
@@ -45,9 +46,11 @@ type tailHints struct {
 	dirty map[cluster.LogletID]hint // durable tails and seals that are not in the file yet
 
 	// flushing guards what follows; it is taken before mu.
-	flushing sync.Mutex
-	file     vfs.File
-	size     int
+	flushing  sync.Mutex
+	file      vfs.File
+	size      int
+	compacted int   // size when it was written anew
+	failure   error // of a write or fsync: what the file holds is not known, it is left alone
 }
 
 // hint is what a loglet was proven to have: records below a tail, 0 when none, and a seal.
@@ -119,7 +122,7 @@ func (t *tailHints) rewrite() error {
 		return errors.Join(fmt.Errorf("write %s: %w", t.path, err), f.Close())
 	}
 	old := t.file
-	t.file, t.size = f, len(b)
+	t.file, t.size, t.compacted = f, len(b), len(b)
 	if old != nil {
 		return old.Close()
 	}
@@ -157,10 +160,18 @@ func (t *tailHints) advance(writes []*logserver.Write) {
 }
 
 // flush makes the hints of all loglets that moved durable. Only the hint loop and close call it.
+// After an error it does nothing but return it: a second fsync could succeed without having written anything, and
+// hints that follow a torn one can not be read.
 func (t *tailHints) flush() error {
 	t.flushing.Lock()
 	defer t.flushing.Unlock()
-	moved := t.takeDirty()
+	if t.failure == nil {
+		t.failure = t.write(t.takeDirty())
+	}
+	return t.failure
+}
+
+func (t *tailHints) write(moved map[cluster.LogletID]hint) error {
 	if len(moved) == 0 {
 		return nil
 	}
@@ -175,7 +186,7 @@ func (t *tailHints) flush() error {
 		return fmt.Errorf("sync %s: %w", t.path, err)
 	}
 	t.size += len(b)
-	if t.size > compactAbove {
+	if t.size > max(compactAbove, 2*t.compacted) {
 		return t.rewrite()
 	}
 	return nil
