@@ -140,7 +140,7 @@ type Dir struct {
 // Open creates the directory if it is missing, locks it, and reads its marker. In a directory without one it writes a
 // marker with a new identity from newID. It does not wait for a lock: ErrLocked names the process that holds it.
 func Open(path string, newID func() string) (*Dir, error) {
-	if err := os.MkdirAll(path, 0o700); err != nil {
+	if err := makeDir(path); err != nil {
 		return nil, fmt.Errorf("create data directory: %w", err)
 	}
 	lock, err := lockDirectory(path)
@@ -152,6 +152,32 @@ func Open(path string, newID func() string) (*Dir, error) {
 		return nil, errors.Join(err, lock.Close())
 	}
 	return d, nil
+}
+
+// makeDir creates a directory and those above it that are missing, durably: everything that the node makes durable in it
+// would be gone with its name.
+func makeDir(path string) error {
+	if _, err := os.Stat(path); err == nil {
+		return nil
+	}
+	parent := filepath.Dir(path)
+	if parent != path {
+		if err := makeDir(parent); err != nil {
+			return err
+		}
+	}
+	if err := os.Mkdir(path, 0o700); err != nil && !errors.Is(err, fs.ErrExist) {
+		return err
+	}
+	return syncDir(parent)
+}
+
+func syncDir(path string) error {
+	d, err := os.Open(path)
+	if err != nil {
+		return err
+	}
+	return errors.Join(d.Sync(), d.Close())
 }
 
 func lockDirectory(path string) (*os.File, error) {
@@ -278,11 +304,7 @@ func replaceFile(dir, name string, data []byte) error {
 	if err := os.Rename(path+".tmp", path); err != nil {
 		return err
 	}
-	parent, err := os.Open(dir)
-	if err != nil {
-		return err
-	}
-	return errors.Join(parent.Sync(), parent.Close())
+	return syncDir(dir)
 }
 
 // Close gives up the lock. It may be called more than once.

@@ -52,6 +52,29 @@ func TestMarkerSurvives(t *testing.T) {
 	}
 }
 
+func TestMissingDirectoriesAreMade(t *testing.T) {
+	base := t.TempDir()
+	for _, path := range []string{filepath.Join(base, "a", "b", "c"), filepath.Join(base, "a", "d")} {
+		d, err := Open(path, newID())
+		if err != nil {
+			t.Fatal(err)
+		}
+		if info, err := os.Stat(path); err != nil || info.Mode().Perm() != 0o700 {
+			t.Errorf("%s: %v, %v", path, info.Mode(), err)
+		}
+		if err := d.Close(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	file := filepath.Join(base, "file")
+	if err := os.WriteFile(file, nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := Open(filepath.Join(file, "below"), newID()); err == nil {
+		t.Error("a directory below a file was made")
+	}
+}
+
 func TestSecondServerIsKeptOut(t *testing.T) {
 	path := t.TempDir()
 	d := mustOpen(t, path)
