@@ -79,9 +79,19 @@ func (u *updater) try(ctx context.Context) (Value, error) {
 	}
 	version, err := u.store.Put(ctx, u.key, data, p)
 	if errors.Is(err, ErrUnknownOutcome) {
-		u.sent = append(u.sent, Value{old.Version + 1, bytes.Clone(data)})
+		u.remember(Value{old.Version + 1, data})
 	}
 	return Value{version, data}, err
+}
+
+// remember keeps a write whose outcome is not known. Without others' writes each try sends the same.
+func (u *updater) remember(w Value) {
+	for _, s := range u.sent {
+		if s.Version == w.Version && bytes.Equal(s.Data, w.Data) {
+			return
+		}
+	}
+	u.sent = append(u.sent, Value{w.Version, bytes.Clone(w.Data)})
 }
 
 // giveUp keeps an error of next from being taken for one of the store.
