@@ -28,7 +28,8 @@ type attempt struct {
 
 	// The fields below belong to run.
 
-	journal     *Journal
+	journal     *Journal // nil once the exchange is open: it may be big, and an attempt may be idle for long
+	target      *invocationpb.Target
 	printableID string
 	path        string
 	resolved
@@ -159,6 +160,7 @@ func (a *attempt) prepare() (*failure, error) {
 	if len(j.Entries) == 0 || j.Entries[0].Type != protocol.TypeInput {
 		return unseen(newFailure(codeInternal, "the journal does not begin with an Input")), nil
 	}
+	a.target = j.Target
 	r, f := a.pool.resolve(j)
 	a.resolved = r
 	a.p.mu.Lock()
@@ -242,7 +244,7 @@ func (a *attempt) open() (*failure, error) {
 		a.pool.metrics.answered(0)
 		return networkFailure(err), nil
 	}
-	a.stream = s
+	a.stream, a.journal = s, nil
 	half := a.options.InactivityTimeout == 0 || a.deployment.ProtocolType == schema.RequestResponse
 	a.idle.start(a.options.InactivityTimeout, a.options.AbortTimeout, half)
 	a.send.begin(s, w, half)
@@ -317,17 +319,9 @@ func (a *attempt) logFailure(f *failure, next phase) {
 		level, what = slog.LevelInfo, "invocation stopped after a failed attempt"
 	}
 	if a.p.log.Enabled(a.p.ctx, level) {
-		a.p.log.Log(a.p.ctx, level, what, "invocation_id", a.inv.id.String(), "service", a.journal.service(),
+		a.p.log.Log(a.p.ctx, level, what, "invocation_id", a.inv.id.String(), "service", a.target.GetService(),
 			"code", f.docCode, "err", f.message)
 	}
-}
-
-// service is the name of the journal's target, "" if the journal could not be read.
-func (j *Journal) service() string {
-	if j == nil {
-		return ""
-	}
-	return j.Target.GetService()
 }
 
 // noteProgressLocked notes the deployment that the invocation keeps, and resets the count that SDKs see once the service

@@ -183,7 +183,7 @@ func (a *attempt) command(f protocol.Frame) *failure {
 	index := a.commands
 	fail := badMessage(protocol.CheckCommand(f.Type, f.Payload))
 	if fail == nil {
-		fail = checkAccess(a.journal.Target, f.Type)
+		fail = checkAccess(a.target, f.Type)
 	}
 	effect := commandEffect(f.Type, f.Payload, nil)
 	if fail == nil && (f.Type == protocol.TypeCall || f.Type == protocol.TypeOneWayCall) {

@@ -89,8 +89,8 @@ func (p *Pool) appendHeaders(dst []transport.Field, a *attempt) []transport.Fiel
 		transport.Field{Name: "x-restate-invocation-id", Value: a.printableID, NoIndex: true},
 	)
 	var subject *string
-	if keyed(a.journal.Target) {
-		key := a.journal.Target.GetKey()
+	if keyed(a.target) {
+		key := a.target.GetKey()
 		subject = &key
 		dst = append(dst, transport.Field{Name: "x-restate-service-key", Value: percentEncode(key), NoIndex: true})
 	}

@@ -11,6 +11,7 @@ import (
 	"testing"
 	"testing/synctest"
 	"time"
+	"weak"
 
 	"go.opentelemetry.io/otel/sdk/trace/tracetest"
 
@@ -964,6 +965,68 @@ func TestMemoryPool(t *testing.T) {
 		w.log.await(first, "ended")
 		w.log.await(second, "ended")
 	})
+}
+
+// TestJournalIsNotKept: an attempt that waits holds nothing of the journal that it sent.
+func TestJournalIsNotKept(t *testing.T) {
+	for _, size := range []int{10, 2 * inlineReplay} { // written by the attempt itself, and by another goroutine
+		bubble(t, func(t *testing.T) {
+			var journal weak.Pointer[Journal]
+			proceed := make(chan struct{})
+			w := newWorld(t, nil, func(v *service) {
+				v.accept()
+				v.replay()
+				<-proceed
+				v.send(output("x"), endFrame)
+				v.end(eof)
+			})
+			w.log.onRead = func(j *Journal) { journal = weak.Make(j) }
+			id := invocationID(1)
+			w.log.invoke(id, plain(), false, func(j *Journal) { j.Entries[0].Raw = make([]byte, size) })
+			synctest.Wait()
+			runtime.GC()
+			if journal.Value() != nil {
+				t.Errorf("the journal of %d bytes is still there", size)
+			}
+			if n := w.pool.memory.used.Load(); n != 0 {
+				t.Errorf("%d bytes are reserved for it", n)
+			}
+			close(proceed)
+			w.log.await(id, "ended")
+		})
+	}
+}
+
+// TestMemoryOfCalls: what a transport that makes one call keeps of the request is reserved until the call has ended.
+func TestMemoryOfCalls(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		proceed := make(chan struct{})
+		w := newWorld(t, nil, func(v *service) {
+			v.replay()
+			v.halfClosed()
+			<-proceed
+			v.accept()
+			v.send(output("x"), endFrame)
+			v.end(eof)
+		})
+		w.schema.set(lambdaDeployment())
+		id := invocationID(1)
+		const size = 300 << 10
+		w.log.invoke(id, plain(), false, func(j *Journal) { j.Entries[0].Raw = make([]byte, size) })
+		synctest.Wait()
+		if n := w.pool.memory.used.Load(); n < size*4/3 {
+			t.Errorf("%d bytes are reserved during the call, want those of the request in base64", n)
+		}
+		close(proceed)
+		w.log.await(id, "ended")
+	})
+}
+
+func lambdaDeployment() *schema.Deployment {
+	d := deployment()
+	d.ProtocolType = schema.RequestResponse
+	d.Address = schema.Address{Lambda: &schema.LambdaAddress{ARN: "arn:aws:lambda:eu-central-1:123456789012:function:f:1"}}
+	return d
 }
 
 // TestBigMessages: a message that is bigger than any buffer arrives as it was sent, wherever reads end.

@@ -332,6 +332,7 @@ type replay struct {
 	journal *Journal
 	start   protocol.Start
 	size    int64 // bytes to reserve: of the frames, and of what was read for them
+	kept    bool  // the transport keeps them until the answer has come
 }
 
 // writeChunk is the size of the pieces in which bigger replays are written.
@@ -370,11 +371,14 @@ func newReplay(a *attempt) *replay {
 	for i := range r.start.StateLen {
 		r.size += int64(protocol.StateSize(j.State[i].Key, j.State[i].Value))
 	}
+	if r.kept = a.endpoint.address.IsLambda(); r.kept {
+		r.size += r.size / 3 // it sends base64
+	}
 	return r
 }
 
 // writeTo writes the replay: a short one in one piece, a long one in chunks, in which only small entries are
-// copied.
+// copied. Then it lets go of the journal.
 func (r *replay) writeTo(s *sender) error {
 	pooled := replayBuffers.Get().(*[]byte)
 	defer replayBuffers.Put(pooled)
@@ -407,9 +411,12 @@ func (r *replay) writeTo(s *sender) error {
 	if len(buf) > 0 {
 		err = s.write(buf)
 	}
-	s.mu.Lock()
-	s.lease.shrink(r.size)
-	s.mu.Unlock()
+	r.journal, r.start = nil, protocol.Start{}
+	if !r.kept {
+		s.mu.Lock()
+		s.lease.shrink(r.size)
+		s.mu.Unlock()
+	}
 	return err
 }
 

@@ -1,7 +1,6 @@
 package invokers
 
 import (
-	"fmt"
 	"math/rand/v2"
 	"testing"
 	"testing/synctest"
@@ -15,12 +14,12 @@ import (
 type testSlots struct {
 	*slots
 	p       *Partition
-	holding map[*invocation]*share
-	order   []*invocation // in which slots were granted from the queue
+	holding map[byte][]*share // by deployment
+	order   []*invocation     // in which slots were granted from the queue
 }
 
 func newTestSlots(limit int) *testSlots {
-	return &testSlots{slots: &slots{limit: limit, shares: map[ident.DeploymentID]*share{}}, holding: map[*invocation]*share{}}
+	return &testSlots{slots: &slots{limit: limit, shares: map[ident.DeploymentID]*share{}}, holding: map[byte][]*share{}}
 }
 
 // want asks for n slots for a deployment and returns how many were given at once.
@@ -28,48 +27,33 @@ func (s *testSlots) want(d byte, n int) (given int) {
 	for range n {
 		inv := &invocation{pinned: deploymentNo(d)}
 		if sh := s.acquire(inv, inv.pinned); sh != nil {
-			s.holding[inv] = sh
+			s.holds(d, sh)
 			given++
 		}
 	}
 	return given
 }
 
-// end releases the slot of some invocation of a deployment, as Partition.giveBack does; grants go to s.holding.
-func (s *testSlots) end(d byte) {
-	for inv, sh := range s.holding {
-		if inv.pinned == deploymentNo(d) {
-			delete(s.holding, inv)
-			s.mu.Lock()
-			s.giveLocked(sh)
-			s.mu.Unlock()
-			s.grant()
-			return
-		}
-	}
-	panic(fmt.Sprintf("deployment %d holds no slot", d))
-}
+func (s *testSlots) holds(d byte, sh *share) { s.holding[d] = append(s.holding[d], sh) }
 
-func (s *testSlots) grant() {
+func (s *testSlots) held(d byte) int { return len(s.holding[d]) }
+
+// end releases a slot of a deployment, as Partition.giveBack does.
+func (s *testSlots) end(d byte) {
+	n := len(s.holding[d]) - 1
+	sh := s.holding[d][n]
+	s.holding[d] = s.holding[d][:n]
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	s.giveLocked(sh)
 	for {
 		inv, sh := s.nextLocked()
 		if inv == nil {
 			return
 		}
-		s.holding[inv] = sh
+		s.holds(inv.pinned[0], sh)
 		s.order = append(s.order, inv)
 	}
-}
-
-func (s *testSlots) held(d byte) (n int) {
-	for inv := range s.holding {
-		if inv.pinned == deploymentNo(d) {
-			n++
-		}
-	}
-	return n
 }
 
 func deploymentNo(d byte) ident.DeploymentID { return ident.DeploymentID{0: d} }
@@ -154,7 +138,7 @@ func TestSlotsAtRandom(t *testing.T) {
 			case 0, 1:
 				inv := &invocation{pinned: deploymentNo(d)}
 				if sh := s.acquire(inv, inv.pinned); sh != nil {
-					s.holding[inv] = sh
+					s.holds(d, sh)
 				} else {
 					queued = append(queued, inv)
 				}
@@ -173,8 +157,12 @@ func TestSlotsAtRandom(t *testing.T) {
 					waiting++
 				}
 			}
-			if s.used != len(s.holding) || s.used > s.limit || int(s.queued.Load()) != waiting {
-				t.Fatalf("seed %d: %d slots used, %d held, limit %d; %d queued, %d wait", seed, s.used, len(s.holding), s.limit, s.queued.Load(), waiting)
+			held := 0
+			for _, shares := range s.holding {
+				held += len(shares)
+			}
+			if s.used != held || s.used > s.limit || int(s.queued.Load()) != waiting {
+				t.Fatalf("seed %d: %d slots used, %d held, limit %d; %d queued, %d wait", seed, s.used, held, s.limit, s.queued.Load(), waiting)
 			}
 			for id, sh := range s.shares {
 				if sh.held != s.held(id[0]) || (sh.inTurn != nil) != (sh.waiting.Len() > 0) {

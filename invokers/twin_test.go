@@ -393,7 +393,8 @@ type memLog struct {
 	refuse   error // returned by Propose
 	blocked  bool  // Propose waits
 	reads    int
-	limits   []int // of eager state
+	limits   []int          // of eager state
+	onRead   func(*Journal) // sees what ReadJournal returns; may be nil
 	readErr  error
 	proposed []proposal
 	loop     sync.WaitGroup
@@ -495,6 +496,9 @@ func (l *memLog) ReadJournal(id ident.InvocationID, limitOf EagerLimit) (*Journa
 	j.Entries = slices.Clone(j.Entries)
 	if limit == 0 {
 		j.State, j.PartialState = nil, true
+	}
+	if l.onRead != nil {
+		l.onRead(&j)
 	}
 	return &j, nil
 }
