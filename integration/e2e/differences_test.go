@@ -26,6 +26,7 @@ var differences = map[string]map[string]string{
 		"scopes":             "scopes work in some places without the feature that they belong to; here they are refused everywhere",
 		"ui":                 "there is a web interface; here is none yet",
 		"v7-key":             "handlers are told their idempotency key only together with scopes; here always, in version 7",
+		"forgotten-promise":  "a handler that waits for a promise when its workflow is forgotten waits for ever; it is told, with 410",
 		"custom-message":     "a message type of the range for custom messages ends the attempt's task with a panic; it must be a protocol violation",
 	},
 }

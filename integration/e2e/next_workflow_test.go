@@ -100,6 +100,25 @@ func TestNextWorkflowRetention(t *testing.T) {
 	})
 }
 
+// Who waits for a promise when its workflow is forgotten is told that there will be none.
+func TestNextWorkflowForgottenBeforeItsPromise(t *testing.T) {
+	eachVariant(t, func(t *testing.T, e *endpoint) {
+		key := fresh(t)
+		on := func(h string) string { return e.path("Flow", key, h) }
+		run := e.send(t, on("run"), "in")
+		waiting := e.send(t, on("await"), nil)
+		e.awaitPaused(t, waiting)
+		check(t, e.end(t, run, "kill"), want{status: 200, empty: true})
+		check(t, e.end(t, run, "purge"), want{status: 200, empty: true})
+		check(t, e.end(t, waiting, "resume"), want{status: 200, empty: true})
+		if differs(t, "forgotten-promise") {
+			check(t, e.end(t, waiting, "kill"), want{status: 200, empty: true})
+			return
+		}
+		check(t, e.attach(t, waiting), want{status: 410, json: `{"code":410,"message":"the workflow of the promise 'done' was forgotten","source":"invocation"}`})
+	})
+}
+
 func TestNextAttachFromHandler(t *testing.T) {
 	eachVariant(t, func(t *testing.T, e *endpoint) {
 		token := fresh(t)

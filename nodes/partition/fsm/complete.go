@@ -159,18 +159,16 @@ func (m *Machine) free(r *row) error {
 	if err := m.deleteJournal(r); err != nil {
 		return err
 	}
-	if workflowRun(inv.Target) {
-		o := object(&r.id, inv.Target)
-		if err := m.clearState(&o); err != nil {
-			return err
-		}
-		if err := m.deletePrefix(keyspace.AppendPromisePrefix(nil, &o)); err != nil {
-			return err
-		}
-	}
 	r.inv = nil
 	m.touch(r)
-	return nil
+	if !workflowRun(inv.Target) {
+		return nil
+	}
+	o := object(&r.id, inv.Target)
+	if err := m.clearState(&o); err != nil {
+		return err
+	}
+	return m.forgetPromises(&o)
 }
 
 // dropAwaited removes what is known of completions and signals, and the timers of sleeps that are not over: a

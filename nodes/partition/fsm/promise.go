@@ -1,6 +1,8 @@
 package fsm
 
 import (
+	"fmt"
+
 	"perdure/control/ident"
 	"perdure/invokers/invocationpb"
 	"perdure/invokers/protocol"
@@ -78,6 +80,37 @@ func (m *Machine) completePromise(r *row, c *protocolpb.CompletePromiseCommand) 
 	}
 	for _, l := range listeners {
 		if err := m.tell(l, res); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// forgetPromises removes the promises of a workflow. Who waits for one of them is told so: a later life of the workflow
+// has promises of its own.
+func (m *Machine) forgetPromises(o *keyspace.Object) error {
+	type waiting struct {
+		promise  string
+		listener *storepb.Listener
+	}
+	var left []waiting
+	prefix := keyspace.AppendPromisePrefix(nil, o)
+	err := m.txn.Scan(prefix, keyspace.PrefixEnd(nil, prefix), func(key, value []byte) (bool, error) {
+		var p storepb.Promise
+		err := decodeRow(key, value, &p)
+		for _, l := range p.Listeners {
+			left = append(left, waiting{string(key[len(prefix):]), l})
+		}
+		return true, err
+	})
+	if err != nil {
+		return err
+	}
+	if err := m.deletePrefix(prefix); err != nil {
+		return err
+	}
+	for _, w := range left {
+		if err := m.tell(w.listener, failure(410, fmt.Sprintf("the workflow of the promise '%s' was forgotten", w.promise))); err != nil {
 			return err
 		}
 	}

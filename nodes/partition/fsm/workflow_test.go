@@ -105,6 +105,29 @@ func TestPromiseWithAListenerThatIsGone(t *testing.T) {
 	}
 }
 
+// Who waits for a promise of a workflow that is forgotten is told so, instead of waiting for ever.
+func TestForgottenPromises(t *testing.T) {
+	w := newWorld(t)
+	run := w.started(retained(request(workflowTarget("k", schema.WorkflowRun), 1), 1000, 1000))
+	w.effects(run, getPromise(1, "p"))
+	waits := w.started(request(workflowTarget("k", schema.Shared), 2))
+	w.effects(waits, getPromise(1, "p"), getPromise(2, "q"), resolvePromise(3, "r", "v"), getPromise(4, "r"))
+	w.effects(waits, suspended(node(unknown, 1)))
+	other := w.started(request(workflowTarget("l", schema.Shared), 3))
+	w.effects(other, getPromise(1, "p"))
+	w.effects(run, output("x"), end())
+	w.wantStatus(waits, storepb.Invocation_SUSPENDED)
+	as := w.apply(purge(run, false, false))
+	if a := w.one(as, ActInvoke); a.ID != waits {
+		t.Fatalf("%+v", a)
+	}
+	w.wantNotification(w.one(as, ActNotify), protocol.TypeGetPromiseCompletion,
+		notificationHex(2, &invocationpb.Failure{Code: 410, Message: "the workflow of the promise 'q' was forgotten"}))
+	if n := w.count(keyspace.TagPromise); n != 1 {
+		t.Fatalf("%d promises are left, want that of the other workflow", n)
+	}
+}
+
 func TestEndOfAWorkflowsRetentionClearsItsStateAndPromises(t *testing.T) {
 	_, _, set, _, _ := stateEffects()
 	for _, retention := range []uint64{0, 1000} {
