@@ -1,7 +1,9 @@
 package settings
 
 import (
+	"cmp"
 	"fmt"
+	"math"
 	"path"
 	"slices"
 	"strings"
@@ -132,19 +134,24 @@ func noEffect(e entry) (Notice, bool) {
 }
 
 // nearest is the known key that takes the fewest edits from key, and their number. A key whose last part is right but
-// which stands in the wrong table counts as one edit.
+// which stands in the wrong table counts as one edit; among equals the one with the fewest real edits is nearest.
 func nearest(key string, known map[string]field) (string, int) {
-	best, least := "", int(^uint(0)>>1)
+	type rank struct {
+		edits, real int
+		key         string
+	}
+	best := rank{edits: math.MaxInt}
 	for k := range known {
-		d := distance(key, k)
+		r := rank{key: k, real: distance(key, k)}
+		r.edits = r.real
 		if last(key) == last(k) {
-			d = min(d, 1)
+			r.edits = min(r.real, 1)
 		}
-		if d < least || d == least && (len(k) < len(best) || len(k) == len(best) && k < best) {
-			best, least = k, d
+		if cmp.Or(cmp.Compare(r.edits, best.edits), cmp.Compare(r.real, best.real), cmp.Compare(r.key, best.key)) < 0 {
+			best = r
 		}
 	}
-	return best, least
+	return best.key, best.edits
 }
 
 func last(key string) string { return key[strings.LastIndexByte(key, '.')+1:] }

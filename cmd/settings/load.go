@@ -227,14 +227,22 @@ func (l *Loaded) applyOne(known map[string]field, e entry) error {
 		l.Notices = append(l.Notices, Notice{Warn: true, Key: e.key, Origin: e.origin, Message: "not a setting, ignored"})
 		return nil
 	}
-	return unknownKey(e, near)
+	return unknownKey(e, near, distance)
 }
 
-func unknownKey(e entry, near string) error {
-	if strings.HasPrefix(e.origin, EnvPrefix) {
-		return fmt.Errorf("there is no such setting; the nearest is %s", EnvName(near))
+func unknownKey(e entry, near string, distance int) error {
+	env := strings.HasPrefix(e.origin, EnvPrefix)
+	what := fmt.Sprintf("there is no setting %q", e.key)
+	if env {
+		what = "there is no such setting"
 	}
-	return fmt.Errorf("there is no setting %q; the nearest is %q", e.key, near)
+	switch {
+	case distance > len(e.key)/2: // nothing that could have been meant
+		return fmt.Errorf("%s; perdure server --dump-config lists all that there are", what)
+	case env:
+		return fmt.Errorf("%s; the nearest is %s", what, EnvName(near))
+	}
+	return fmt.Errorf("%s; the nearest is %q", what, near)
 }
 
 // tableEntry finds the setting that is a table with e as an entry.

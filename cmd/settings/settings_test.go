@@ -146,6 +146,8 @@ func TestMistakesSayWhereAndWhat(t *testing.T) {
 		{file: "[default-retry-policy]\nmax-attempts = 0", want: `must be between 1 and 2147483647, or "unlimited"`},
 		{file: "roles = [1]", want: "must be a list of texts"},
 		{file: "auto-provision = 'maybe'", want: "must be true or false"},
+		{file: "[ingres]\nbind-address = 'x:1'", want: `there is no setting "ingres.bind-address"; the nearest is "ingress.bind-address"`},
+		{file: "foo = 1", want: `there is no setting "foo"; perdure server --dump-config lists all that there are`},
 		{env: "PERDURE_NODE_NAM=x", want: "PERDURE_NODE_NAM: there is no such setting; the nearest is PERDURE_NODE_NAME"},
 		{env: "PERDURE_WORKER__QUITE_ANOTHER_THING=x", want: "PERDURE_WORKER__QUITE_ANOTHER_THING: there is no such setting"},
 	} {

@@ -280,7 +280,7 @@ func live(t *testing.T, dir string, want *answers) string {
 	var log bytes.Buffer
 	cmd := exec.Command(binary, "server", "--base-dir", dir, "--node-name", "n1")
 	address := func(i int) string { return fmt.Sprintf("127.0.0.1:%d", ports[i]) }
-	cmd.Env = append(os.Environ(), "PERDURE_BIND_ADDRESS="+address(0), "PERDURE_ADVERTISED_ADDRESS=http://"+address(0),
+	cmd.Env = append(harness.Environ("PERDURE_"), "PERDURE_BIND_ADDRESS="+address(0), "PERDURE_ADVERTISED_ADDRESS=http://"+address(0),
 		"PERDURE_INGRESS__BIND_ADDRESS="+address(1), "PERDURE_ADMIN__BIND_ADDRESS="+address(2))
 	cmd.Stdout, cmd.Stderr = &log, &log
 	if err := cmd.Start(); err != nil {

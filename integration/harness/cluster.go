@@ -241,7 +241,7 @@ func (c *Cluster) StartNode(n *Node) error {
 		}
 		argv = append(argv, a)
 	}
-	env := os.Environ()
+	env := Environ(c.Def.ConfigPrefix)
 	for _, m := range []map[string]string{c.Def.Env, c.v.Env} {
 		for k, v := range m {
 			v, err := c.expand(n, v)

@@ -15,6 +15,8 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -94,6 +96,12 @@ func Binary() (string, error) {
 		}
 	})
 	return build.path, build.err
+}
+
+// Environ is the environment of this process without the variables that begin with prefix: a server under test has the
+// settings that its definition gives it, whatever the tests themselves were told.
+func Environ(prefix string) []string {
+	return slices.DeleteFunc(os.Environ(), func(v string) bool { return prefix != "" && strings.HasPrefix(v, prefix) })
 }
 
 // Cleanup removes what Binary built. For TestMain and commands, at the very end.

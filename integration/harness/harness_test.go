@@ -8,6 +8,7 @@ import (
 	"os"
 	"os/signal"
 	"path/filepath"
+	"slices"
 	"strings"
 	"syscall"
 	"testing"
@@ -169,5 +170,15 @@ func TestFreePortsDiffer(t *testing.T) {
 			t.Errorf("port %d twice", p)
 		}
 		seen[p] = true
+	}
+}
+
+// What the tests themselves are told by their environment must not become settings of the servers that they start.
+func TestEnvironLeavesSettingsOut(t *testing.T) {
+	t.Setenv("SOME_SERVER_SETTING", "x")
+	t.Setenv("SOMETHING_ELSE", "y")
+	env := Environ("SOME_SERVER_")
+	if slices.Contains(env, "SOME_SERVER_SETTING=x") || !slices.Contains(env, "SOMETHING_ELSE=y") {
+		t.Errorf("the environment is %q", env)
 	}
 }
