@@ -192,6 +192,10 @@ func (c *client) register(ctx context.Context, body map[string]any, dry bool) er
 	default:
 		fmt.Fprintf(c.app.out, "Nothing changed, the endpoint is known as deployment %s (--force overwrites it):\n", out.ID)
 	}
+	if len(out.Services) == 0 {
+		_, err := fmt.Fprintln(c.app.out, "It serves nothing: bind services to the SDK's endpoint, and register it again with --force.")
+		return err
+	}
 	return c.printServices(out.Services)
 }
 
@@ -253,7 +257,7 @@ func (c *client) printDeployments(ds []deploymentMetadata) error {
 func (a *app) getDeploymentCommand() *cobra.Command {
 	var c client
 	cmd := &cobra.Command{
-		Use: "get ID", Aliases: []string{"describe"}, Short: "Show one deployment and its services", Args: cobra.ExactArgs(1),
+		Use: "get ID", Aliases: []string{"describe"}, Short: "Show one deployment and its services", Args: argsOf(1, 1, "the id of one deployment"),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			var d deploymentMetadata
 			ans, err := c.adminDo(cmd.Context(), http.MethodGet, "/deployments/"+url.PathEscape(args[0]), nil, &d)
@@ -283,7 +287,7 @@ func (a *app) removeDeploymentCommand() *cobra.Command {
 	var c client
 	var force bool
 	cmd := &cobra.Command{
-		Use: "remove ID", Aliases: []string{"rm", "delete"}, Short: "Remove a deployment", Args: cobra.ExactArgs(1),
+		Use: "remove ID", Aliases: []string{"rm", "delete"}, Short: "Remove a deployment", Args: argsOf(1, 1, "the id of one deployment"),
 		Long: `Remove a deployment. Invocations that began there can then not go on: without --force the server refuses unless it
 is sure that there are none.`,
 		RunE: func(cmd *cobra.Command, args []string) error {
@@ -293,8 +297,9 @@ is sure that there are none.`,
 			}
 			_, err := c.adminDo(cmd.Context(), http.MethodDelete, path, nil, nil)
 			var api *apiError
-			if errors.As(err, &api) && (api.Status == http.StatusNotImplemented || api.Status == http.StatusConflict) {
-				return fmt.Errorf("the server does not remove %s: %s; --force removes it all the same", args[0], api.Message)
+			if errors.As(err, &api) && api.Status == http.StatusNotImplemented {
+				return fmt.Errorf("%[1]s is not removed: either it does not exist (perdure deployments list), or it serves the latest revision of a service, "+
+					"or invocations still need it (perdure invocations list --deployment %[1]s); --force removes it all the same", args[0])
 			}
 			if err != nil {
 				return err

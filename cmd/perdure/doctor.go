@@ -16,7 +16,7 @@ import (
 func (a *app) doctorCommand() *cobra.Command {
 	var c client
 	cmd := &cobra.Command{
-		Use: "doctor [INVOCATION_ID]", Short: "Say what invocations wait for, and find those that are stuck", Args: cobra.MaximumNArgs(1),
+		Use: "doctor [INVOCATION_ID]", Short: "Say what invocations wait for, and find those that are stuck", Args: argsOf(0, 1, "no id, or that of one invocation"),
 		Long: `Say in plain words what an invocation waits for and who will wake it. Without an invocation, examine all of them and
 list those that nothing will make go on. The exit code is 1 if something is stuck.`,
 		RunE: func(cmd *cobra.Command, args []string) error {
@@ -58,18 +58,19 @@ type diagnosisAnswer struct {
 	} `json:"chain"`
 }
 
-// reasonTexts explain what invocations wait for, in the order in which they are shown.
-var reasonTexts = []struct{ reason, text string }{
-	{"attempt", "run at a service now"},
-	{"slot", "wait for a free place among the concurrent attempts"},
-	{"retry", "wait for their next attempt"},
-	{"log", "have ended an attempt, which is being recorded"},
-	{"timer", "sleep or are delayed"},
-	{"invocation", "wait for another invocation"},
-	{"lock", "wait for their object's lock"},
-	{"promise", "wait for a durable promise"},
-	{"signal", "wait for an awakeable or signal from outside"},
-	{"operator", "need an operator"},
+// reasonTexts explain what invocations wait for, in the order in which they are shown, and name the statuses by which those
+// that somebody may have to look at are listed.
+var reasonTexts = []struct{ reason, text, statuses string }{
+	{"attempt", "run at a service now", ""},
+	{"slot", "wait for a free place among the concurrent attempts", ""},
+	{"retry", "have failed and wait for their next attempt", "backing-off"},
+	{"log", "have ended an attempt, which is being recorded", ""},
+	{"timer", "sleep or are delayed", ""},
+	{"invocation", "wait for another invocation", ""},
+	{"lock", "wait for their object's lock", "pending"},
+	{"promise", "wait for a durable promise", ""},
+	{"signal", "wait for an awakeable or signal from outside", ""},
+	{"operator", "need an operator, as they are paused or nothing serves them", "paused,backing-off,ready"},
 }
 
 func (c *client) checkup(ctx context.Context) error {
@@ -95,24 +96,33 @@ func printCheckup(w io.Writer, r *checkupAnswer) error {
 	for _, s := range slices.Sorted(maps.Keys(r.Invocations)) {
 		rows = append(rows, []string{fmt.Sprint(r.Invocations[s]), s})
 	}
-	if err := table(w, []string{"INVOCATIONS", "STATUS"}, rows); err != nil {
+	if err := printCounts(w, []string{"INVOCATIONS", "STATUS"}, rows); err != nil {
 		return err
 	}
-	fmt.Fprintln(w)
 	rows = nil
 	for _, t := range reasonTexts {
 		if n := r.WaitsFor[t.reason]; n > 0 {
-			rows = append(rows, []string{fmt.Sprint(n), t.text})
+			see := ""
+			if t.statuses != "" {
+				see = "perdure invocations list --status " + t.statuses
+			}
+			rows = append(rows, []string{fmt.Sprint(n), t.text, see})
 		}
 	}
-	if err := table(w, []string{"OF THESE", "THAT"}, rows); err != nil {
+	if err := printCounts(w, []string{"OF THESE", "THAT", "SEE"}, rows); err != nil {
 		return err
 	}
-	fmt.Fprintln(w)
 	for _, p := range slices.Sorted(maps.Keys(r.Unexamined)) {
 		fmt.Fprintf(w, "partition %s was not examined: %s\n", p, r.Unexamined[p])
 	}
-	if r.ProblemsTotal == 0 {
+	switch n := r.WaitsFor["operator"]; {
+	case r.ProblemsTotal == 0 && len(r.Unexamined) > 0:
+		fmt.Fprintln(w, "Nothing is stuck in those that were.")
+		return nil
+	case r.ProblemsTotal == 0 && n > 0:
+		fmt.Fprintf(w, "Nothing is stuck, but %d will only go on when an operator has acted: perdure doctor ID says how.\n", n)
+		return nil
+	case r.ProblemsTotal == 0:
 		fmt.Fprintln(w, "Nothing is stuck: each invocation has something that will make it go on.")
 		return nil
 	}
@@ -122,6 +132,16 @@ func printCheckup(w io.Writer, r *checkupAnswer) error {
 		fmt.Fprintf(w, "\n%s  %s  %s\n  %s\n", p.ID, p.Target, p.Status, p.Problem)
 	}
 	return nil
+}
+
+// printCounts writes a table and an empty line, or nothing if there is nothing to count.
+func printCounts(w io.Writer, head []string, rows [][]string) error {
+	if len(rows) == 0 {
+		return nil
+	}
+	err := table(w, head, rows)
+	fmt.Fprintln(w)
+	return err
 }
 
 func (c *client) diagnose(ctx context.Context, id string) error {

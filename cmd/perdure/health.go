@@ -36,8 +36,7 @@ type healthReport struct {
 func (c *client) health(ctx context.Context) error {
 	admin := c.probe(ctx, "admin", c.admin, "/health", nil)
 	if admin.OK {
-		version := c.probe(ctx, "admin", c.admin, "/version", versionOf)
-		admin.Detail = version.Detail
+		admin.Detail = c.probe(ctx, "admin", c.admin, "/version", versionsOf).Detail
 	}
 	reports := []healthReport{admin, c.probe(ctx, "ingress", c.ingress, "/restate/health", servicesOf)}
 	rows, failed := [][]string{}, false
@@ -60,7 +59,7 @@ func (c *client) health(ctx context.Context) error {
 	return err
 }
 
-func (c *client) probe(ctx context.Context, part, base, path string, detail func([]byte) string) healthReport {
+func (c *client) probe(ctx context.Context, part, base, path string, detail func(*answer) string) healthReport {
 	ctx, cancel := context.WithTimeout(ctx, healthTimeout)
 	defer cancel()
 	r := healthReport{Part: part, URL: base}
@@ -71,22 +70,27 @@ func (c *client) probe(ctx context.Context, part, base, path string, detail func
 	}
 	r.OK = true
 	if detail != nil {
-		r.Detail = detail(ans.body)
+		r.Detail = detail(ans)
 	}
 	return r
 }
 
-func versionOf(body []byte) string {
-	var v struct{ Version string }
-	if json.Unmarshal(body, &v) != nil || v.Version == "" {
-		return ""
+// versionsOf is the version of the server, and that of the interface that it speaks.
+func versionsOf(ans *answer) string {
+	var parts []string
+	if own, ok := strings.CutPrefix(ans.header.Get("Server"), "perdure/"); ok {
+		parts = append(parts, "perdure "+own)
 	}
-	return "version " + v.Version
+	var v struct{ Version string }
+	if json.Unmarshal(ans.body, &v) == nil && v.Version != "" {
+		parts = append(parts, "speaks the admin API of Restate "+v.Version)
+	}
+	return strings.Join(parts, ", ")
 }
 
-func servicesOf(body []byte) string {
+func servicesOf(ans *answer) string {
 	var s struct{ Services []string }
-	if json.Unmarshal(body, &s) != nil {
+	if json.Unmarshal(ans.body, &s) != nil {
 		return ""
 	}
 	if len(s.Services) == 0 {

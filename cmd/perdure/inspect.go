@@ -21,6 +21,7 @@ type invocationView struct {
 	IdempotencyKey string        `json:"idempotency_key"`
 	InvokedBy      string        `json:"invoked_by"`
 	InvokedByID    string        `json:"invoked_by_id"`
+	InvokedByName  string        `json:"invoked_by_target"`
 	CreatedAt      string        `json:"created_at"`
 	ModifiedAt     string        `json:"modified_at"`
 	ScheduledFor   string        `json:"scheduled_for"`
@@ -83,7 +84,7 @@ func (a *app) getInvocationCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "get ID",
 		Short: "Show an invocation: status, deployment, last failure, journal and events",
-		Args:  cobra.ExactArgs(1),
+		Args:  argsOf(1, 1, "the id of one invocation"),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			var v invocationView
 			ans, err := c.adminDo(cmd.Context(), "GET", "/perdure/invocations/"+url.PathEscape(args[0]), nil, &v)
@@ -150,6 +151,10 @@ func (c *client) listInvocations(ctx context.Context, q url.Values) error {
 	for i := range list.Invocations {
 		v := &list.Invocations[i]
 		rows = append(rows, []string{v.ID, v.Target, v.Status, short(v.CreatedAt), v.remark()})
+	}
+	if len(rows) == 0 {
+		_, err := fmt.Fprintln(c.app.out, "There are no such invocations.")
+		return err
 	}
 	return table(c.app.out, []string{"ID", "TARGET", "STATUS", "CREATED", ""}, rows)
 }
@@ -238,7 +243,7 @@ func (v *invocationView) print(w io.Writer) error {
 	if r := v.Result; r != nil {
 		field("result", strings.TrimSpace(r.Result+" "+r.text()))
 	}
-	field("invoked by", strings.TrimSpace(v.InvokedBy+" "+v.InvokedByID))
+	field("invoked by", strings.TrimSpace(v.InvokedBy+" "+v.InvokedByID+" "+v.InvokedByName))
 	field("idempotency key", v.IdempotencyKey)
 	field("created", v.CreatedAt)
 	field("modified", v.ModifiedAt)

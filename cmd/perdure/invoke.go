@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"math"
 	"net/http"
 	"net/url"
 	"strings"
@@ -180,7 +181,7 @@ func (a *app) invocationsCommand() *cobra.Command {
 func (a *app) operationCommand(op operation) *cobra.Command {
 	var c client
 	cmd := &cobra.Command{
-		Use: op.name + " ID...", Short: op.short, Args: cobra.MinimumNArgs(1),
+		Use: op.name + " ID...", Short: op.short, Args: argsOf(1, math.MaxInt, "the id of at least one invocation"),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			var errs []error
 			for _, id := range args {
@@ -201,8 +202,18 @@ func (c *client) operate(ctx context.Context, op operation, id string) error {
 		return err
 	}
 	done := op.done
-	if ans.status == http.StatusAccepted {
+	switch {
+	case ans.status == http.StatusAccepted:
 		done = "Accepted: " + op.name
+	case op.name == "pause" && c.isSuspended(ctx, id):
+		done = "Nothing to pause, it is suspended:"
 	}
 	return c.done(done, id)
+}
+
+// isSuspended reports whether an invocation waits without being attempted, which pausing does not change.
+func (c *client) isSuspended(ctx context.Context, id string) bool {
+	var v invocationView
+	_, err := c.adminDo(ctx, http.MethodGet, "/perdure/invocations/"+url.PathEscape(id), nil, &v)
+	return err == nil && v.Status == "suspended"
 }

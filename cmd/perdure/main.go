@@ -47,7 +47,7 @@ func main() {
 func (a *app) run(ctx context.Context, args []string) int {
 	root := a.root()
 	root.SetArgs(args)
-	err := root.ExecuteContext(ctx)
+	cmd, err := root.ExecuteContextC(ctx)
 	var code exitCode
 	var usage *usageError
 	switch {
@@ -56,7 +56,7 @@ func (a *app) run(ctx context.Context, args []string) int {
 	case errors.As(err, &code):
 		return int(code)
 	case !a.started || errors.As(err, &usage):
-		fmt.Fprintf(a.err, "perdure: %v\nRun 'perdure help' to see what there is.\n", err)
+		fmt.Fprintf(a.err, "perdure: %v\nRun '%s --help' to see what there is.\n", err, cmd.CommandPath())
 		return 2
 	}
 	for line := range strings.Lines(err.Error()) {
@@ -99,7 +99,9 @@ an invocation survives crashes of the service, of the server and of machines.
 		SilenceErrors:     true,
 		CompletionOptions: cobra.CompletionOptions{HiddenDefaultCmd: true},
 		PersistentPreRun:  func(*cobra.Command, []string) { a.started = true },
+		Version:           version,
 	}
+	root.SetVersionTemplate("perdure {{.Version}}\n")
 	root.SetIn(a.in)
 	root.SetOut(a.out)
 	root.SetErr(a.err)
@@ -112,12 +114,22 @@ an invocation survives crashes of the service, of the server and of machines.
 func group(use, short string, below ...*cobra.Command) *cobra.Command {
 	c := &cobra.Command{Use: use, Short: short, Args: func(c *cobra.Command, args []string) error {
 		if len(args) == 0 {
-			return fmt.Errorf("%s needs one of: %s", c.CommandPath(), strings.Join(names(c), ", "))
+			return fmt.Errorf("%s needs one of: %s", c.Name(), strings.Join(names(c), ", "))
 		}
 		return fmt.Errorf("there is no %q among: %s", args[0], strings.Join(names(c), ", "))
 	}, RunE: func(*cobra.Command, []string) error { return nil }}
 	c.AddCommand(below...)
 	return c
+}
+
+// argsOf refuses any other number of arguments than low to high, and says what they should be.
+func argsOf(low, high int, what string) cobra.PositionalArgs {
+	return func(c *cobra.Command, args []string) error {
+		if len(args) < low || len(args) > high {
+			return fmt.Errorf("%s needs %s, got %d arguments", c.Name(), what, len(args))
+		}
+		return nil
+	}
 }
 
 func names(c *cobra.Command) []string {

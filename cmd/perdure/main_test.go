@@ -80,7 +80,7 @@ func TestUsageMistakesExitWithTwo(t *testing.T) {
 		{"server --bogus", "unknown flag: --bogus"},
 		{"server extra", "unknown command"},
 		{"server --set nonsense", "write it as KEY=VALUE"},
-		{"deployments", "needs one of: get, list, register, remove"},
+		{"deployments", "perdure: deployments needs one of: get, list, register, remove"},
 		{"deployments publish", `there is no "publish"`},
 		{"deployments register", "needs one URL or --lambda ARN"},
 		{"deployments register http://a --lambda arn:b", "needs one URL or --lambda ARN"},
@@ -90,12 +90,14 @@ func TestUsageMistakesExitWithTwo(t *testing.T) {
 		{"deployments register http://a --concurrency 3", "--concurrency makes no sense for a URL"},
 		{"deployments register arn:aws:lambda:x --concurrency -1", "must be at least 1"},
 		{"deployments register arn:aws:lambda:x --use-http1.1", "makes no sense for a Lambda function"},
-		{"deployments get", "accepts 1 arg"},
+		{"deployments get", "get needs the id of one deployment, got 0 arguments\nRun 'perdure deployments get --help'"},
 		{"invoke", "needs one target"},
 		{"invoke Greeter", "is no target"},
 		{"invoke Greeter/Greet --json nope", "that is not JSON"},
 		{"invoke Greeter/Greet --delay 1s", "--delay needs --send"},
-		{"invocations cancel", "requires at least 1 arg"},
+		{"invocations cancel", "cancel needs the id of at least one invocation"},
+		{"invocations get inv_1 inv_2", "get needs the id of one invocation, got 2"},
+		{"doctor inv_1 inv_2", "doctor needs no id, or that of one invocation"},
 		{"health --admin-url ftp://x", "--admin-url: \"ftp://x\" is no URL"},
 	} {
 		code, _, errs := exec(t, nil, "", strings.Fields(c.args)...)
@@ -241,6 +243,21 @@ func TestInvoke(t *testing.T) {
 	}
 }
 
+// What the API answers without words is explained.
+func TestRemovalThatIsRefused(t *testing.T) {
+	env, _ := fakeServer(t, 501, nil, "")
+	if code, _, errs := exec(t, env, "", "deployments", "remove", "dp_1"); code != 1 || !strings.Contains(errs, "dp_1 is not removed: ") || !strings.Contains(errs, "--force removes it") {
+		t.Errorf("exit %d, said %q", code, errs)
+	}
+}
+
+func TestRegisteringNothingIsTold(t *testing.T) {
+	env, _ := fakeServer(t, 201, nil, `{"id":"dp_1","services":[]}`)
+	if code, out, _ := exec(t, env, "", "deployments", "register", "http://a"); code != 0 || !strings.Contains(out, "It serves nothing") {
+		t.Errorf("exit %d, said %q", code, out)
+	}
+}
+
 func TestInvokeSend(t *testing.T) {
 	env, last := fakeServer(t, 202, nil, `{"invocationId":"inv_1","status":"Accepted"}`)
 	code, out, _ := exec(t, env, "", "invoke", "Greeter/Greet", "--send", "--delay", "1h 30m")
@@ -253,9 +270,17 @@ func TestOperations(t *testing.T) {
 	env, last := fakeServer(t, 200, nil, "")
 	for _, op := range operations {
 		code, out, _ := exec(t, env, "", "invocations", op.name, "inv_1", "inv/2")
-		if r := last(); code != 0 || out != op.done+" inv_1\n"+op.done+" inv/2\n" || r.method != "PATCH" || r.uri != "/invocations/inv%2F2/"+op.name {
+		method, uri := "PATCH", "/invocations/inv%2F2/"+op.name
+		if op.name == "pause" { // it looks afterwards what became of the invocation
+			method, uri = "GET", "/perdure/invocations/inv%2F2"
+		}
+		if r := last(); code != 0 || out != op.done+" inv_1\n"+op.done+" inv/2\n" || r.method != method || r.uri != uri {
 			t.Errorf("%s: exit %d, said %q, asked %+v", op.name, code, out, r)
 		}
+	}
+	env, _ = fakeServer(t, 200, nil, `{"status":"suspended"}`)
+	if _, out, _ := exec(t, env, "", "inv", "pause", "inv_1"); out != "Nothing to pause, it is suspended: inv_1\n" {
+		t.Errorf("said %q", out)
 	}
 	env, _ = fakeServer(t, 202, nil, "")
 	if _, out, _ := exec(t, env, "", "inv", "cancel", "inv_1"); out != "Accepted: cancel inv_1\n" {
@@ -307,9 +332,9 @@ func TestUnreachableServer(t *testing.T) {
 }
 
 func TestHealth(t *testing.T) {
-	env, _ := fakeServer(t, 200, nil, `{"version":"1.7.12","services":["Greeter"]}`)
+	env, _ := fakeServer(t, 200, map[string]string{"Server": "perdure/v3"}, `{"version":"1.7.12","services":["Greeter"]}`)
 	code, out, _ := exec(t, env, "", "health")
-	if code != 0 || !strings.Contains(out, "version 1.7.12") || !strings.Contains(out, "services: Greeter") {
+	if code != 0 || !strings.Contains(out, "perdure v3, speaks the admin API of Restate 1.7.12") || !strings.Contains(out, "services: Greeter") {
 		t.Errorf("exit %d, said %q", code, out)
 	}
 	env, _ = fakeServer(t, 503, nil, "")
@@ -320,26 +345,36 @@ func TestHealth(t *testing.T) {
 }
 
 func TestVersion(t *testing.T) {
-	if code, out, _ := exec(t, nil, "", "version"); code != 0 || out != "perdure dev\n" {
-		t.Errorf("exit %d, said %q", code, out)
+	for _, arg := range []string{"version", "--version"} {
+		if code, out, _ := exec(t, nil, "", arg); code != 0 || out != "perdure dev\n" {
+			t.Errorf("%s: exit %d, said %q", arg, code, out)
+		}
 	}
 }
 
 func TestDoctor(t *testing.T) {
-	const well = `{"healthy":true,"invocations":{"suspended":3,"invoked":1},"waits_for":{"timer":3,"attempt":1},"problems":[],"problems_total":0,"partitions":2,"took_ms":1}`
+	const well = `{"healthy":true,"invocations":{"suspended":3,"running":1},"waits_for":{"timer":3,"attempt":1},"problems":[],"problems_total":0,"partitions":2,"took_ms":1}`
 	env, last := fakeServer(t, 200, nil, well)
 	code, out, errs := exec(t, env, "", "doctor")
 	if code != 0 || !strings.Contains(out, "Nothing is stuck") || !strings.Contains(out, "sleep or are delayed") || last().uri != "/perdure/doctor" {
 		t.Errorf("doctor: code %d, asked %s\n%s%s", code, last().uri, out, errs)
+	}
+	env, _ = fakeServer(t, 200, nil, `{"healthy":true,"invocations":{"paused":1},"waits_for":{"operator":1,"retry":2}}`)
+	if code, out, _ := exec(t, env, "", "doctor"); code != 0 || !strings.Contains(out, "but 1 will only go on when an operator has acted") || !strings.Contains(out, "perdure invocations list --status backing-off\n") {
+		t.Errorf("doctor with a paused one: code %d\n%s", code, out)
+	}
+	env, _ = fakeServer(t, 200, nil, `{"healthy":false,"unexamined":{"3":"it has no leader"}}`)
+	if code, out, _ := exec(t, env, "", "doctor"); code != 1 || out != "0 partitions examined\n\npartition 3 was not examined: it has no leader\nNothing is stuck in those that were.\n" {
+		t.Errorf("doctor without a partition: code %d\n%s", code, out)
 	}
 	env, _ = fakeServer(t, 200, nil, `{"healthy":false,"problems_total":1,"problems":[{"id":"inv_1","target":"S/h","status":"suspended","problem":"it waits for nothing"}]}`)
 	if code, out, _ := exec(t, env, "", "doctor"); code != 1 || !strings.Contains(out, "1 are stuck") || !strings.Contains(out, "inv_1  S/h  suspended\n  it waits for nothing") {
 		t.Errorf("doctor with a problem: code %d\n%s", code, out)
 	}
 	env, last = fakeServer(t, 200, nil, `{"id":"inv_1","target":"S/h","status":"suspended","since":"2026-11-23T05:01:00Z","waits":[{"reason":"timer","text":"its sleep"},{"reason":"signal","text":"a signal"}],
-		"needs":"it goes on with the first of them","chain":[{"id":"inv_2","target":"T/h","status":"invoked","text":"attempt 1 runs"}]}`)
+		"needs":"it goes on with the first of them","chain":[{"id":"inv_2","target":"T/h","status":"running","text":"attempt 1 runs"}]}`)
 	code, out, _ = exec(t, env, "", "doctor", "inv_1")
-	if code != 0 || last().uri != "/perdure/doctor/inv_1" || !strings.Contains(out, "it goes on with the first of them:\n  - its sleep\n  - a signal") || !strings.Contains(out, "which is inv_2  T/h, invoked\n  attempt 1 runs") {
+	if code != 0 || last().uri != "/perdure/doctor/inv_1" || !strings.Contains(out, "it goes on with the first of them:\n  - its sleep\n  - a signal") || !strings.Contains(out, "which is inv_2  T/h, running\n  attempt 1 runs") {
 		t.Errorf("doctor of one: code %d, asked %s\n%s", code, last().uri, out)
 	}
 	if code, out, _ := exec(t, env, "", "doctor", "inv_1", "--json"); code != 0 || !json.Valid([]byte(out)) {

@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -16,6 +15,7 @@ import (
 	"perdure/control/cluster"
 	"perdure/control/ident"
 	"perdure/control/schema"
+	"perdure/invokers"
 	"perdure/invokers/invocationpb"
 	"perdure/nodes/partition/doctor"
 	"perdure/nodes/partition/store/storepb"
@@ -110,9 +110,7 @@ func (c *checkups) examine(ctx context.Context, r *admin.Checkup) (suspects map[
 			continue
 		}
 		r.Partitions++
-		for status, n := range s.Statuses {
-			r.Invocations[statusText(status)] += n
-		}
+		countStatuses(r.Invocations, s)
 		for reason, n := range s.Reasons {
 			r.WaitsFor[string(reason)] += n
 		}
@@ -121,6 +119,25 @@ func (c *checkups) examine(ctx context.Context, r *admin.Checkup) (suspects map[
 		}
 	}
 	return suspects, nil
+}
+
+// countStatuses adds up statuses by the names that operators know.
+func countStatuses(to map[string]int, s *doctor.Summary) {
+	add := func(status string, n int) {
+		if n > 0 {
+			to[status] += n
+		}
+	}
+	for status, n := range s.Statuses {
+		if status == storepb.Invocation_INVOKED {
+			running, failed := s.Reasons[doctor.Attempt], s.Reasons[doctor.Retry]
+			add(admin.StatusRunning, running)
+			add(admin.StatusBackingOff, failed)
+			add(admin.StatusReady, n-running-failed)
+			continue
+		}
+		add(statusText(&doctor.Finding{Status: status}), n)
+	}
 }
 
 // confirm looks a second time at what looked wrong, and keeps what has not changed.
@@ -275,7 +292,7 @@ func (c *checkups) Diagnose(ctx context.Context, id ident.InvocationID) (*admin.
 	}
 	d := diagnosis(f)
 	for _, l := range chain {
-		link := admin.Link{ID: l.ID.String(), Target: l.Target, Status: statusText(l.Status)}
+		link := admin.Link{ID: l.ID.String(), Target: l.Target, Status: statusText(l)}
 		if len(l.Waits) > 0 {
 			link.Text = l.Waits[0].Text
 		}
@@ -305,7 +322,19 @@ func (c *checkups) look(ctx context.Context, id ident.InvocationID) (f *doctor.F
 	return f, chain[1:], nil
 }
 
-func statusText(s storepb.Invocation_Status) string { return strings.ToLower(s.String()) }
+// statusText is the status of what was found, by the name that operators know.
+func statusText(f *doctor.Finding) string {
+	attempt := invokers.Status{}
+	for _, w := range f.Waits {
+		switch w.Reason {
+		case doctor.Attempt:
+			attempt.InFlight = true
+		case doctor.Retry:
+			attempt.RetryCount = 1
+		}
+	}
+	return statusOf(&storepb.Invocation{Status: f.Status}, attempt, true)
+}
 
 func diagnosis(f *doctor.Finding) *admin.Diagnosis {
 	d := &admin.Diagnosis{Target: f.Target, Needs: f.Needs, Problem: f.Problem}
@@ -313,7 +342,7 @@ func diagnosis(f *doctor.Finding) *admin.Diagnosis {
 		d.ID = f.ID.String()
 	}
 	if f.Status != storepb.Invocation_FREE {
-		d.Status = statusText(f.Status)
+		d.Status = statusText(f)
 	}
 	if !f.Since.IsZero() {
 		d.Since = &f.Since

@@ -3,6 +3,7 @@ package node
 import (
 	"context"
 	"crypto/rand"
+	"maps"
 	"net/http"
 	"strings"
 	"testing"
@@ -16,6 +17,7 @@ import (
 	"perdure/control/schema"
 	"perdure/invokers/invocationpb"
 	"perdure/nodes/partition/doctor"
+	"perdure/nodes/partition/store/storepb"
 	"perdure/nodes/record/recordpb"
 )
 
@@ -45,7 +47,7 @@ func TestCheckup(t *testing.T) {
 	delayed := submit(t, n, "Later", uint64(time.Now().Add(time.Hour).UnixMilli()))
 	unserved := submit(t, n, "Nobody", 0)
 	r, err := c.Checkup(t.Context())
-	if err != nil || !r.Healthy || r.Partitions != 2 || r.Invocations["scheduled"] != 1 || r.Invocations["invoked"] != 1 || r.WaitsFor["timer"] != 1 || r.WaitsFor["operator"] != 1 {
+	if err != nil || !r.Healthy || r.Partitions != 2 || r.Invocations["scheduled"] != 1 || r.Invocations["ready"]+r.Invocations["backing-off"]+r.Invocations["running"] != 1 || r.WaitsFor["timer"] != 1 || r.WaitsFor["operator"] != 1 {
 		t.Errorf("checkup %+v, %v; want it healthy, with one delayed and one that nobody serves", r, err)
 	}
 	for id, want := range map[ident.InvocationID]string{delayed: "its delay until", unserved: "no deployment serves Nobody"} {
@@ -83,6 +85,31 @@ func text(d *admin.Diagnosis) (s string) {
 type empty struct{}
 
 func (empty) Current() *schema.Schema { return new(schema.Schema) }
+
+// The doctor and the list of invocations have the same names for the same things.
+func TestCheckupNamesStatusesLikeTheList(t *testing.T) {
+	got := map[string]int{}
+	countStatuses(got, &doctor.Summary{
+		Statuses: map[storepb.Invocation_Status]int{storepb.Invocation_INBOXED: 1, storepb.Invocation_INVOKED: 9, storepb.Invocation_PAUSED: 2},
+		Reasons:  map[doctor.Reason]int{doctor.Attempt: 4, doctor.Retry: 3, doctor.Slot: 1},
+	})
+	if want := map[string]int{"pending": 1, "running": 4, "backing-off": 3, "ready": 2, "paused": 2}; !maps.Equal(got, want) {
+		t.Errorf("counted %v, want %v", got, want)
+	}
+	for _, c := range []struct {
+		f    doctor.Finding
+		want string
+	}{
+		{doctor.Finding{Status: storepb.Invocation_INVOKED, Waits: []doctor.Wait{{Reason: doctor.Attempt}}}, admin.StatusRunning},
+		{doctor.Finding{Status: storepb.Invocation_INVOKED, Waits: []doctor.Wait{{Reason: doctor.Retry}, {Reason: doctor.Operator}}}, admin.StatusBackingOff},
+		{doctor.Finding{Status: storepb.Invocation_INVOKED}, admin.StatusReady},
+		{doctor.Finding{Status: storepb.Invocation_SUSPENDED}, admin.StatusSuspended},
+	} {
+		if got := statusText(&c.f); got != c.want {
+			t.Errorf("%v: %s, want %s", c.f.Status, got, c.want)
+		}
+	}
+}
 
 // What looks wrong once only, or in another life, is no problem.
 func TestLasting(t *testing.T) {
