@@ -79,6 +79,7 @@ func benchmarkAppendRead(b *testing.B, logs, writers, window int) {
 	readers.Wait()
 	slices.Sort(latencies)
 	if len(latencies) > 0 {
+		b.ReportMetric(float64(latencies[len(latencies)/10].Microseconds()), "p10-µs")
 		b.ReportMetric(float64(latencies[len(latencies)/2].Microseconds()), "p50-µs")
 		b.ReportMetric(float64(latencies[len(latencies)*99/100].Microseconds()), "p99-µs")
 		b.ReportMetric(float64(b.N)/b.Elapsed().Seconds(), "rec/s")

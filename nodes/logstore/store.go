@@ -525,7 +525,8 @@ func (s *Store) lastOffset(id cluster.LogletID) (cluster.Offset, error) {
 	return last, nil
 }
 
-// Read implements logserver.Store. Every record is checked against its checksum.
+// Read implements logserver.Store. Every record is checked against its checksum. What comes before a damaged one is
+// returned without an error: the reader meets the damage when it goes on from there, and perhaps asks another server.
 func (s *Store) Read(id cluster.LogletID, from, to cluster.Offset, maxBytes int) ([]logserver.Found, cluster.Offset, error) {
 	it, err := s.db.NewIter(&pebble.IterOptions{LowerBound: dataKey(id, from), UpperBound: dataKey(id, to)})
 	if err != nil {
@@ -548,10 +549,13 @@ func (s *Store) Read(id cluster.LogletID, from, to cluster.Offset, maxBytes int)
 		found = append(found, f)
 		bytes += f.Record.Size()
 	}
-	if err = errors.Join(err, it.Close()); err != nil {
+	if err = errors.Join(err, it.Close()); err == nil {
+		return found, next, nil
+	}
+	if len(found) == 0 {
 		return nil, from, fmt.Errorf("read records: %w", asCorrupt(err))
 	}
-	return found, next, nil
+	return found, found[len(found)-1].Offset + 1, nil
 }
 
 // Digest implements logserver.Store.

@@ -18,6 +18,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/cockroachdb/pebble/v2"
 	"github.com/cockroachdb/pebble/v2/vfs"
 	"github.com/cockroachdb/pebble/v2/vfs/errorfs"
 	"go.uber.org/goleak"
@@ -163,6 +164,28 @@ func TestReadBudget(t *testing.T) {
 	found, next, err := s.Read(5, 2, 11, 1)
 	if err != nil || len(found) != 1 || found[0].Offset != 2 || next != 3 {
 		t.Errorf("read with budget 1: %v up to %d, %v; want record 2 up to 3", found, next, err)
+	}
+}
+
+// TestReadUpToDamage: what comes before a damaged record can still be read.
+func TestReadUpToDamage(t *testing.T) {
+	s := open(t, vfs.NewMem(), nil)
+	store(t, s, 5, 1, 10)
+	key := dataKey(5, 6)
+	v := encoded(key, &records(6, 1)[0])
+	v[len(v)-1] ^= 1
+	if err := s.db.Set(key, v, pebble.Sync); err != nil {
+		t.Fatal(err)
+	}
+	found, next, err := s.Read(5, 1, 11, 1<<20)
+	if err != nil || len(found) != 5 || next != 6 {
+		t.Errorf("%d records up to %d, %v; want 5 up to 6", len(found), next, err)
+	}
+	if found, next, err := s.Read(5, 6, 11, 1<<20); !errors.Is(err, ErrCorrupt) || len(found) != 0 || next != 6 {
+		t.Errorf("%d records up to %d at the damage, %v; want ErrCorrupt", len(found), next, err)
+	}
+	if found, _, err := s.Read(5, 7, 11, 1<<20); err != nil || len(found) != 4 {
+		t.Errorf("%d records behind the damage, %v; want 4", len(found), err)
 	}
 }
 
@@ -495,9 +518,13 @@ func intact(t testing.TB, fs vfs.FS, n int) (whole bool) {
 	if err != nil || m.DataLoss {
 		return false
 	}
-	found, _, err := s.Read(5, 1, m.LocalTail, 1<<30)
-	if err != nil {
-		return false
+	var found []logserver.Found
+	for next := cluster.Offset(1); next < m.LocalTail; {
+		var part []logserver.Found
+		if part, next, err = s.Read(5, next, m.LocalTail, 1<<30); err != nil {
+			return false
+		}
+		found = append(found, part...)
 	}
 	if len(found) != n {
 		t.Fatalf("%d of %d durable records, tail %d, and no error", len(found), n, m.LocalTail)
