@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"math/rand/v2"
+	"runtime"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -123,6 +124,41 @@ func TestFailOver(t *testing.T) {
 				}
 			}
 		})
+	}
+}
+
+// TestSealAllLeavesOthersAlone: a log that was continued elsewhere while its old node is about to seal it stays writable.
+func TestSealAllLeavesOthersAlone(t *testing.T) {
+	c := newCluster(t, 3, 2)
+	mustAppend(t, c.nodes[1].Appender(1, AppenderOptions{}), "a")
+	old := c.nodes[1].log(1)
+	if err := old.lock(deadline(t)); err != nil {
+		t.Fatal(err)
+	}
+	sealed := make(chan error, 1)
+	go func() { sealed <- c.nodes[1].SealAll(deadline(t)) }()
+	for yields := 0; yields < 1000; yields++ { // until it waits for the change that is under way
+		if !c.nodes[1].refusesWrites() {
+			yields = 0
+		}
+		runtime.Gosched()
+	}
+	if err := c.nodes[2].SealAndExtend(deadline(t), 1); err != nil {
+		t.Fatal(err)
+	}
+	b := c.nodes[2].Appender(1, AppenderOptions{})
+	mustAppend(t, b, "b")
+	before, _, err := c.chains.Get(deadline(t), 1)
+	if err != nil {
+		t.Fatal(err)
+	}
+	old.unlock()
+	if err := <-sealed; err != nil {
+		t.Fatal(err)
+	}
+	mustAppend(t, b, "c")
+	if after, _, err := c.chains.Get(deadline(t), 1); err != nil || after.LastIndex() != before.LastIndex() {
+		t.Errorf("the other node had to continue the log in segment %d after %d, %v", after.LastIndex(), before.LastIndex(), err)
 	}
 }
 

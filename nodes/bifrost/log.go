@@ -448,18 +448,18 @@ func (b *Bifrost) committed(id cluster.LogletID, first cluster.Offset, records [
 
 // sealOwn ends and seals the segment that this node sequences, if there is one.
 func (l *logState) sealOwn(ctx context.Context) error {
-	if d, _ := l.active(); d == nil {
-		return nil
-	}
 	if err := l.lock(ctx); err != nil {
 		return err
 	}
 	defer l.unlock()
-	c, err := l.current(ctx)
-	if err != nil {
-		return err
+	d, _ := l.active()
+	l.mu.Lock()
+	c := l.chain
+	l.mu.Unlock()
+	if d == nil || c.Last().Loglet != d.Params().ID { // somebody else has continued the log
+		return nil
 	}
-	_, err = l.sealedTail(ctx, c)
+	_, err := l.sealedTail(ctx, c)
 	return err
 }
 
