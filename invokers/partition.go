@@ -249,7 +249,7 @@ func (p *Partition) Applied(id ident.InvocationID, incarnation, sequence uint64)
 			slot = p.removeLocked(inv)
 		}
 	case waiting:
-		p.retryLocked(inv)
+		slot = p.retryLocked(inv)
 	}
 	p.mu.Unlock()
 	if a != nil {
@@ -258,16 +258,19 @@ func (p *Partition) Applied(id ident.InvocationID, incarnation, sequence uint64)
 	p.giveBack(slot)
 }
 
-// retryLocked starts the next attempt if its time has come and the journal holds all that was proposed.
-func (p *Partition) retryLocked(inv *invocation) {
-	if inv.phase != waiting || !inv.due || !inv.track.settled() {
-		return
-	}
-	if inv.slot != nil {
+// retryLocked starts the next attempt if its time has come and the journal holds all that was proposed. An invocation
+// that was put back while it was asked to pause is paused instead.
+func (p *Partition) retryLocked(inv *invocation) (slot *share) {
+	switch {
+	case inv.phase != waiting || !inv.due || !inv.track.settled():
+	case inv.pauseRequested:
+		return p.pauseLocked(inv)
+	case inv.slot != nil:
 		p.startLocked(inv)
-		return
+	default:
+		p.enqueueLocked(inv)
 	}
-	p.enqueueLocked(inv)
+	return nil
 }
 
 // Abort drops an invocation: it was killed, ended otherwise, or what the invoker has is out of date. An open
@@ -366,12 +369,14 @@ func (p *Partition) pauseLocked(inv *invocation) (slot *share) {
 // RetryNow ends the wait of an invocation for its next attempt. It does not touch the count of retries.
 func (p *Partition) RetryNow(id ident.InvocationID) {
 	p.mu.Lock()
-	defer p.mu.Unlock()
+	var slot *share
 	if inv := p.mu.invocations[id]; inv != nil && inv.phase == waiting {
 		p.stopTimerLocked(inv)
 		inv.due = true
-		p.retryLocked(inv)
+		slot = p.retryLocked(inv)
 	}
+	p.mu.Unlock()
+	p.giveBack(slot)
 }
 
 // Close calls off all attempts without an effect and waits for their goroutines. Idempotent.
@@ -401,12 +406,13 @@ func (p *Partition) waitLocked(inv *invocation, delay time.Duration) (slot *shar
 	gen := inv.timerGen
 	inv.timer = time.AfterFunc(delay, func() {
 		p.mu.Lock()
-		defer p.mu.Unlock()
-		if inv.gone || inv.timerGen != gen {
-			return
+		var slot *share
+		if !inv.gone && inv.timerGen == gen {
+			inv.due, inv.timer = true, nil
+			slot = p.retryLocked(inv)
 		}
-		inv.due, inv.timer = true, nil
-		p.retryLocked(inv)
+		p.mu.Unlock()
+		p.giveBack(slot)
 	})
 	if delay > keepSlotFor {
 		return inv.takeSlotLocked()

@@ -587,6 +587,27 @@ func TestPause(t *testing.T) {
 	})
 }
 
+// TestPauseOfWhatIsPutBack: an attempt that is put back while it is asked to pause is not followed by another one, which
+// nobody would ask.
+func TestPauseOfWhatIsPutBack(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		id := invocationID(1)
+		var w *world
+		w = newWorld(t, nil, func(v *service) {
+			v.accept()
+			v.replay()
+			w.log.do(func() { w.partition.Pause(id) })
+			v.halfClosed()
+			w.log.refuseWith(errors.New("the log takes nothing"))
+			v.send(sleepFrame(1))
+			v.canceled()
+			w.log.refuseWith(nil)
+		})
+		w.log.invoke(id, plain(), true)
+		w.log.await(id, "paused")
+	})
+}
+
 // TestPauseBehindABlockedProposal: the pause is proposed after the effects that are being proposed, never
 // beside them.
 func TestPauseBehindABlockedProposal(t *testing.T) {
