@@ -355,7 +355,9 @@ func (a *attempt) propose() error {
 	}
 	effects := a.effects
 	a.effects = nil
+	a.idle.proposes(true)
 	err := a.p.host.Propose(a.ctx, a.inv.id, a.inv.incarnation, seq, effects)
+	a.idle.proposes(false)
 	if err == nil {
 		return nil
 	}

@@ -421,6 +421,38 @@ func TestAbortTimeout(t *testing.T) {
 	})
 }
 
+// TestSilenceOfTheLog: while the log takes nothing, the service is neither asked to suspend nor broken off for its silence;
+// its own counts from then on.
+func TestSilenceOfTheLog(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		var w *world
+		w = newWorld(t, nil, func(v *service) {
+			start := time.Now()
+			v.accept()
+			v.replay()
+			w.log.block(true)
+			v.send(sleepFrame(1))
+			elapse(30*time.Minute + time.Second)
+			w.log.block(false)
+			v.halfClosed()
+			if d := time.Since(start); d != 31*time.Minute+time.Second {
+				t.Errorf("half-closed after %s, want a minute after the log took the command", d)
+			}
+			w.log.block(true)
+			v.send(sleepFrame(2))
+			elapse(30 * time.Minute)
+			w.log.block(false)
+			v.send(suspendFrame(1))
+			v.end(eof)
+		})
+		id := invocationID(1)
+		w.log.invoke(id, plain(), true)
+		if r := w.log.await(id, "suspended"); len(r.events) != 0 {
+			t.Errorf("events %v", r.events)
+		}
+	})
+}
+
 // TestRequestResponse: the request ends behind the journal, nothing is sent live, and the abort timeout
 // runs from the start.
 func TestRequestResponse(t *testing.T) {

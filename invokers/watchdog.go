@@ -9,12 +9,14 @@ import (
 // watchdog limits how long an attempt may be silent. It has three stages: while both sides are open, silence
 // for the inactivity timeout half-closes the request, which asks the service to suspend; after that, silence
 // for the abort timeout breaks the exchange off; after the last message, the drain timeout does. Only whole
-// frames count as life: an endless trickle of bytes is silence.
+// frames count as life: an endless trickle of bytes is silence. While the log takes nothing, no frame is received, and
+// that is not the service's silence.
 //
 // The timer is not moved with each frame. It looks when it fires, and sets itself again for the rest.
 type watchdog struct {
 	a    *attempt
 	last atomic.Int64 // time of the last frame, ns since epoch
+	deaf atomic.Bool  // the attempt proposes and does not read
 
 	mu    sync.Mutex
 	epoch time.Time
@@ -53,10 +55,22 @@ func (w *watchdog) start(inactivity, abort time.Duration, half bool) {
 // touch notes a frame in either direction.
 func (w *watchdog) touch() { w.last.Store(int64(time.Since(w.epoch))) }
 
+// proposes says that the attempt begins to propose, or that it reads again.
+func (w *watchdog) proposes(on bool) {
+	if !on {
+		w.touch()
+	}
+	w.deaf.Store(on)
+}
+
 func (w *watchdog) fire() {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	if w.stage == stopped {
+		return
+	}
+	if w.deaf.Load() {
+		w.timer.Reset(w.limit)
 		return
 	}
 	if silent := time.Since(w.epoch) - time.Duration(w.last.Load()); silent < w.limit {
