@@ -8,6 +8,7 @@ import (
 	"strconv"
 	"strings"
 	"time"
+	"unicode/utf8"
 
 	"perdure/invokers/invocationpb"
 	"perdure/invokers/protocol"
@@ -71,7 +72,23 @@ type relatedCommand struct {
 func (f *failure) Error() string { return f.docCode + ": " + f.message }
 
 func newFailure(docCode, format string, args ...any) *failure {
-	return &failure{docCode: docCode, code: 500, message: fmt.Sprintf(format, args...)}
+	return &failure{docCode: docCode, code: 500, message: shorten(fmt.Sprintf(format, args...))}
+}
+
+// maxText bounds each text of a failure. They are kept for every invocation that waits for a retry, logged, and shown.
+const maxText = 64 << 10
+
+// shorten makes a text valid, which not all that services send is, and cuts it if it is too long, and says so in it.
+func shorten(s string) string {
+	s = strings.ToValidUTF8(s, "\ufffd")
+	if len(s) <= maxText {
+		return s
+	}
+	end := maxText
+	for end > 0 && !utf8.RuneStart(s[end]) {
+		end--
+	}
+	return fmt.Sprintf("%s (the first %d of %d bytes)", s[:end], end, len(s))
 }
 
 // event is the failure as the journal's events and introspection show it.
@@ -116,7 +133,7 @@ func handlerFailure(raw []byte) *failure {
 	if err := m.UnmarshalVT(raw); err != nil {
 		return newFailure(codeProtocol, "malformed ErrorMessage: %v", err)
 	}
-	f := &failure{docCode: codeHandler, code: m.Code, message: m.Message, stacktrace: m.Stacktrace, behavior: m.Behavior}
+	f := &failure{docCode: codeHandler, code: m.Code, message: shorten(m.Message), stacktrace: shorten(m.Stacktrace), behavior: m.Behavior}
 	switch m.Code {
 	case protocol.CodeJournalMismatch:
 		f.docCode = codeJournalMismatch
@@ -128,7 +145,7 @@ func handlerFailure(raw []byte) *failure {
 		f.delay = &d
 	}
 	if m.RelatedCommandIndex != nil || m.RelatedCommandName != nil || m.RelatedCommandType != nil {
-		f.related = &relatedCommand{index: m.GetRelatedCommandIndex(), typ: uint16(m.GetRelatedCommandType()), name: m.GetRelatedCommandName()}
+		f.related = &relatedCommand{index: m.GetRelatedCommandIndex(), typ: uint16(m.GetRelatedCommandType()), name: shorten(m.GetRelatedCommandName())}
 	}
 	return f
 }
@@ -194,13 +211,17 @@ func checkResponse(r *transport.Response, contentType string, now time.Time) *fa
 	return newFailure(codeProtocol, "unexpected http status code: %s", status)
 }
 
-// retryAfter reads a Retry-After header: seconds, or a date in the future. nil when there is none.
+// retryAfter reads a Retry-After header: seconds, or a date in the future. nil when there is none, or nothing to wait for: then
+// the policy decides, and counts.
 func retryAfter(v string, now time.Time) *time.Duration {
 	v = strings.TrimSpace(v)
 	if v == "" {
 		return nil
 	}
 	if s, err := strconv.ParseUint(v, 10, 32); err == nil {
+		if s == 0 {
+			return nil
+		}
 		d := min(time.Duration(s)*time.Second, maxDelay)
 		return &d
 	}

@@ -190,7 +190,7 @@ func (a *attempt) command(f protocol.Frame) *failure {
 		effect.GetCommand().Callee, fail = a.pool.resolveCallee(f.Type, f.Payload)
 	}
 	if fail != nil {
-		fail.related = &relatedCommand{index: index, typ: f.Type, name: protocol.CommandName(f.Payload)}
+		fail.related = &relatedCommand{index: index, typ: f.Type, name: shorten(protocol.CommandName(f.Payload))}
 		return fail
 	}
 	a.traceCommand(f, effect.GetCommand().GetCallee())

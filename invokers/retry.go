@@ -33,7 +33,7 @@ func decide(p *schema.RetryPolicy, used uint64, f *failure, pauseRequested bool,
 	case f.behavior == protocolpb.ErrorBehavior_FAIL:
 		return decision{verdict: kill}
 	case f.delay != nil:
-		return decision{verdict: retry, delay: *f.delay}
+		return decision{verdict: retry, delay: max(*f.delay, minDelay)}
 	case p.MaxAttempts == 0 || used+1 < p.MaxAttempts:
 		return decision{verdict: retry, delay: backoff(p, used, jitter), counted: true}
 	case p.OnMaxAttempts == schema.Kill:
@@ -41,6 +41,10 @@ func decide(p *schema.RetryPolicy, used uint64, f *failure, pauseRequested bool,
 	}
 	return decision{verdict: pause}
 }
+
+// minDelay is the shortest delay that a service may ask for. Such a retry is not counted by the policy: with a shorter one
+// a service that always fails would keep a core busy.
+const minDelay = 10 * time.Millisecond
 
 // backoff is the delay of the (n+1)th retry: initial interval, multiplied n times, bounded, and up to 30 %
 // longer by chance so that invocations that failed together do not come back together.

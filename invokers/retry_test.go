@@ -29,6 +29,7 @@ func TestDecide(t *testing.T) {
 		{"one attempt", policy(1, schema.Kill), 0, failure{}, false, decision{verdict: kill}},
 		{"no bound", policy(0, schema.Kill), 1000, failure{}, false, decision{retry, 10 * time.Second, true}},
 		{"delay instead of the policy", policy(3, schema.Kill), 2, failure{delay: &delay}, false, decision{retry, delay, false}},
+		{"no delay instead of the policy", policy(3, schema.Kill), 2, failure{delay: new(time.Duration)}, false, decision{retry, minDelay, false}},
 		{"the service asks for a pause", policy(3, schema.Kill), 0, failure{delay: &delay, behavior: protocolpb.ErrorBehavior_PAUSE}, false, decision{verdict: pause}},
 		{"the service asks for the end", policy(3, schema.Pause), 0, failure{delay: &delay, behavior: protocolpb.ErrorBehavior_FAIL}, false, decision{verdict: kill}},
 		{"an operator asks for a pause", policy(3, schema.Pause), 0, failure{behavior: protocolpb.ErrorBehavior_FAIL}, true, decision{verdict: pause}},
@@ -68,7 +69,7 @@ func TestBackoff(t *testing.T) {
 func TestRetryAfter(t *testing.T) {
 	now := time.Date(2026, 11, 23, 10, 0, 0, 0, time.UTC)
 	for in, want := range map[string]time.Duration{
-		"": -1, "0": 0, " 7 ": 7 * time.Second, "-1": -1, "1.5": -1, "soon": -1,
+		"": -1, "0": -1, "000": -1, " 7 ": 7 * time.Second, "-1": -1, "1.5": -1, "soon": -1,
 		"Mon, 23 Nov 2026 10:00:30 GMT":   30 * time.Second,
 		"Mon, 23 Nov 2026 12:00:30 +0200": 30 * time.Second,
 		"Mon, 23 Nov 2026 09:00:00 GMT":   -1,

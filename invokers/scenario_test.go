@@ -11,6 +11,7 @@ import (
 	"testing"
 	"testing/synctest"
 	"time"
+	"unicode/utf8"
 	"weak"
 
 	"go.opentelemetry.io/otel/sdk/trace/tracetest"
@@ -301,6 +302,43 @@ func TestBrokenStreams(t *testing.T) {
 			}
 		})
 	}
+}
+
+// TestTexts: what a service says about its failure is kept and stored. It is made valid, and cut at a character.
+func TestTexts(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		long := strings.Repeat("x", maxText-1) + strings.Repeat("ß", 1<<20)
+		w := newWorld(t, nil, fails(&protocolpb.Error{Code: 500, Message: long, Stacktrace: long, RelatedCommandName: &long}), func(v *service) {
+			v.accept()
+			v.replay()
+			v.send(frame(protocol.TypeSleep, &protocolpb.SleepCommand{Name: long + "\xff"}))
+			v.end(eof)
+		}, func(v *service) {
+			v.respond(200, "content-type", "text/\xff")
+			v.canceled()
+		}, func(v *service) {
+			v.accept()
+			v.replay()
+			v.send(frame(protocol.TypeSleep, &protocolpb.SleepCommand{Name: "\xff"}))
+			v.end(eof)
+		}, echo)
+		id := invocationID(1)
+		w.log.invoke(id, object("get", "k"), false)
+		r := w.log.await(id, "ended")
+		if len(r.events) != 4 {
+			t.Fatalf("%d events, want 4", len(r.events))
+		}
+		for _, e := range r.events {
+			for _, s := range []string{e.Message, e.Stacktrace, e.GetRelatedCommandName()} {
+				if len(s) > maxText+100 || !utf8.ValidString(s) {
+					t.Errorf("a text of %d bytes, ending with %q", len(s), s[max(0, len(s)-60):])
+				}
+			}
+		}
+		if want := fmt.Sprintf("x (the first %d of %d bytes)", maxText-1, len(long)); !strings.HasSuffix(r.events[0].Message, want) {
+			t.Errorf("the message ends with %q, want %q", r.events[0].Message[maxText-20:], want)
+		}
+	})
 }
 
 // TestRefusedRequests: what the service did not see is tried again soon and uncounted, but not for ever.
