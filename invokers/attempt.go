@@ -231,7 +231,7 @@ var errStale = errors.New("the invocation runs in another incarnation")
 // open opens the exchange and sends Start and journal.
 func (a *attempt) open() (*failure, error) {
 	w := newReplay(a)
-	if !a.send.lease.grow(w.size) {
+	if !a.send.reserve(w.size) {
 		return &failure{yielded: true}, nil
 	}
 	s, err := a.pool.deps.Transport.Open(a.ctx, a.endpoint.address, transport.Request{
@@ -412,12 +412,17 @@ func (a *attempt) add(e *invocationpb.Effect) {
 }
 
 // drain answers the end of the service's side with the end of ours and waits a moment for the end of the
-// response, so that the service sees a regular end and an HTTP/1.1 connection can be used again.
+// response, so that the service sees a regular end and an HTTP/1.1 connection can be used again. An attempt that drains
+// holds no slot any more, so there is a limit of its own: a service that ends no response is not waited for many times.
 func (a *attempt) drain() {
 	if !a.terminal {
 		return
 	}
 	a.send.close()
+	defer a.pool.draining.Add(-1)
+	if int(a.pool.draining.Add(1)) > a.pool.cfg.ConcurrencyLimit {
+		return
+	}
 	a.idle.drain(a.pool.cfg.DrainTimeout)
 	buf := readBuffers.Get().(*[]byte)
 	defer readBuffers.Put(buf)

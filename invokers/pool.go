@@ -18,6 +18,7 @@ type Pool struct {
 
 	slots     slots
 	memory    memory
+	draining  atomic.Int32 // attempts that wait for the end of a response
 	endpoints endpointCache
 }
 

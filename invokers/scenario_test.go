@@ -147,6 +147,49 @@ func TestNotificationsWhileOpening(t *testing.T) {
 	})
 }
 
+// TestMemoryWhileOpening: news that comes while an exchange is being opened is bounded as any other; what was not kept is in the
+// journal of the next attempt. A service that gets no news does without.
+func TestMemoryWhileOpening(t *testing.T) {
+	for _, half := range []bool{false, true} {
+		bubble(t, func(t *testing.T) {
+			id := invocationID(1)
+			big := protocol.SignalName("s", &invocationpb.Result{Kind: &invocationpb.Result_Success{Success: make([]byte, 30<<10)}})
+			open := make(chan struct{})
+			scripts := []func(*service){func(v *service) { v.canceled() }, func(v *service) {
+				v.accept()
+				v.replay()
+				v.send(output("x"), endFrame)
+				v.end(eof)
+			}}
+			if half {
+				scripts = scripts[1:]
+			}
+			w := newWorld(t, func(c *Config, d *Deps) {
+				c.InvocationMemoryLimit = 64 << 10
+				inner := d.Transport
+				d.Transport = openFunc(func(o openArgs) (transport.Stream, error) {
+					<-open
+					return inner.Open(o.ctx, o.ep, o.req)
+				})
+			}, scripts...)
+			if half {
+				w.schema.set(lambdaDeployment())
+			}
+			w.log.invoke(id, plain(), true)
+			for range 5 {
+				w.log.notify(id, protocol.TypeSignal, big)
+			}
+			if n := w.pool.memory.used.Load(); n < 60<<10 || n > 70<<10 {
+				t.Errorf("%d bytes are reserved for news, want 64 KiB at most and not much less", n)
+			}
+			close(open)
+			if r := w.log.await(id, "ended"); len(r.events) != 0 {
+				t.Errorf("events %v", r.events)
+			}
+		})
+	}
+}
+
 // TestRetryPolicy: delays, counters and the record of failures, until the policy is at its end.
 func TestRetryPolicy(t *testing.T) {
 	for _, end := range []schema.ExhaustedRetry{schema.Pause, schema.Kill} {
@@ -873,6 +916,37 @@ func TestAcks(t *testing.T) {
 }
 
 // TestCallee: who is called, and how long its result is kept, is settled before the command enters the log.
+// TestAcksAskedForAgain: a service that proposes the result of one run over and over leaves one acknowledgement behind.
+func TestAcksAskedForAgain(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		id := invocationID(1)
+		var w *world
+		w = newWorld(t, v7, func(v *service) {
+			v.accept()
+			v.replay()
+			w.log.hold(true)
+			for range 1000 {
+				v.send(withAck(proposeFrame(2, "r")))
+			}
+			synctest.Wait()
+			w.partition.mu.Lock()
+			s := &w.partition.mu.invocations[id].attempt.send
+			w.partition.mu.Unlock()
+			s.mu.Lock()
+			if n := len(s.runAcks); n != 1 {
+				t.Errorf("%d acknowledgements are due", n)
+			}
+			s.mu.Unlock()
+			w.log.hold(false)
+			v.expect(protocol.TypeProposeRunCompletionAck)
+			v.send(output("x"), endFrame)
+			v.end(eof)
+		})
+		w.log.invoke(id, plain(), true)
+		w.log.await(id, "ended")
+	})
+}
+
 func TestCallee(t *testing.T) {
 	bubble(t, func(t *testing.T) {
 		random := ident.Random{ULID: [16]byte{1, 2, 3}, Bucket: 20}
@@ -1403,6 +1477,28 @@ func TestAfterTheLastMessage(t *testing.T) {
 			t.Errorf("the end took %s", d)
 		}
 		<-done
+	})
+}
+
+// TestManyUnendedResponses: a service that ends no response is not waited for by more attempts than there are slots.
+func TestManyUnendedResponses(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		unended := func(want time.Duration) func(*service) {
+			return func(v *service) {
+				start := time.Now()
+				v.accept()
+				v.replay()
+				v.send(errorFrame(&protocolpb.Error{Code: 500, NextRetryDelay: ptrTo(uint64(100))}))
+				v.halfClosed()
+				v.canceled()
+				if d := time.Since(start); d != want {
+					t.Errorf("reset after %s, want %s", d, want)
+				}
+			}
+		}
+		w := newWorld(t, func(c *Config, _ *Deps) { c.ConcurrencyLimit = 1 }, unended(5*time.Second), unended(0), unended(0), echo)
+		w.log.invoke(invocationID(1), plain(), true)
+		w.log.await(invocationID(1), "ended")
 	})
 }
 

@@ -31,9 +31,9 @@ type sender struct {
 	yielded bool // for lack of memory
 
 	waitAcks []commandAck
-	runAcks  []uint32 // completion ids of run proposals that are answered with an acknowledgement
-	lease    lease    // of the replay and of out
-	queued   int64    // bytes in out
+	runAcks  map[uint32]struct{} // completion ids of run proposals that are answered with an acknowledgement
+	lease    lease               // of the replay, of early and of out
+	queued   int64               // bytes in early, later in out
 }
 
 type earlyNotification struct {
@@ -58,15 +58,16 @@ func (s *sender) begin(st transport.Stream, r *replay, half bool) {
 	s.mu.Lock()
 	s.stream, s.writing, s.half = st, true, s.half || half
 	s.loaded, s.known = true, uint32(len(r.journal.Entries))
+	s.yielded = s.yielded && !s.half // nobody wants what was not kept
 	if s.called || s.yielded {
 		st.Cancel()
 	}
-	if !s.half {
-		for _, e := range s.early {
-			s.forwardLocked(e.index, e.entry)
-		}
+	early := s.early
+	s.lease.shrink(s.queued)
+	s.early, s.queued = nil, 0
+	for _, e := range early {
+		s.forwardLocked(e.index, e.entry)
 	}
-	s.early = nil
 	s.mu.Unlock()
 	if r.size > inlineReplay {
 		s.spawn(r)
@@ -184,19 +185,19 @@ func (s *sender) notify(index uint32, e Entry) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if !s.loaded {
-		if len(s.early) == maxEarly {
+		if n := size(&e); !s.yielded && len(s.early) < maxEarly && s.reserveLocked(n) {
+			s.early = append(s.early, earlyNotification{index, e})
+		} else {
 			s.yielded = true
-			return
 		}
-		s.early = append(s.early, earlyNotification{index, e})
 		return
 	}
 	s.forwardLocked(index, e)
 	s.kickLocked()
 }
 
-// maxEarly bounds the notifications that are kept while an exchange is being opened. With more the attempt is
-// put back; all of them are in the journal.
+// maxEarly bounds the notifications that are kept while an exchange is being opened. With more, or without memory for them,
+// the attempt is put back; all of them are in the journal.
 const maxEarly = 4096
 
 func (s *sender) forwardLocked(index uint32, e Entry) {
@@ -205,12 +206,10 @@ func (s *sender) forwardLocked(index uint32, e Entry) {
 	}
 	if e.Type == protocol.TypeRunCompletion && len(s.runAcks) > 0 {
 		id := protocol.IdentifyNotification(e.Raw).Number
-		for i, r := range s.runAcks {
-			if r == id {
-				s.runAcks = append(s.runAcks[:i], s.runAcks[i+1:]...)
-				s.enqueueLocked(outgoing{entry: Entry{Type: protocol.TypeProposeRunCompletionAck}, ack: id})
-				return
-			}
+		if _, ok := s.runAcks[id]; ok {
+			delete(s.runAcks, id)
+			s.enqueueLocked(outgoing{entry: Entry{Type: protocol.TypeProposeRunCompletionAck}, ack: id})
+			return
 		}
 	}
 	s.enqueueLocked(outgoing{entry: e})
@@ -219,20 +218,37 @@ func (s *sender) forwardLocked(index uint32, e Entry) {
 // enqueueLocked puts a frame into the queue. If there is no memory for it the attempt is put back: the
 // notification is in the journal, so nothing is lost.
 func (s *sender) enqueueLocked(o outgoing) {
-	n := int64(len(o.entry.Raw) + frameOverhead)
-	if s.queued+n > max(s.a.pool.cfg.InvocationMemoryLimit, n) || !s.lease.grow(n) {
+	if !s.reserveLocked(size(&o.entry)) {
 		s.yielded, s.half = true, true
 		if s.stream != nil {
 			s.stream.Cancel()
 		}
 		return
 	}
-	s.queued += n
 	s.out = append(s.out, o)
 }
 
-// frameOverhead is what a queued frame takes beside its payload.
-const frameOverhead = 64
+// size is what a waiting frame takes.
+func size(e *Entry) int64 {
+	const overhead = 64
+	return int64(len(e.Raw) + overhead)
+}
+
+// reserveLocked reserves memory for a frame that waits. One is always allowed.
+func (s *sender) reserveLocked(n int64) bool {
+	if s.queued+n > max(s.a.pool.cfg.InvocationMemoryLimit, n) || !s.lease.grow(n) {
+		return false
+	}
+	s.queued += n
+	return true
+}
+
+// reserve reserves memory for the replay.
+func (s *sender) reserve(n int64) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.lease.grow(n)
+}
 
 func (s *sender) kickLocked() {
 	if s.writing || s.stream == nil || s.ended || len(s.out) == 0 && !s.half {
@@ -272,7 +288,10 @@ func (s *sender) acknowledge(sequence uint64) {
 func (s *sender) ackRun(completionID uint32) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.runAcks = append(s.runAcks, completionID)
+	if s.runAcks == nil {
+		s.runAcks = make(map[uint32]struct{})
+	}
+	s.runAcks[completionID] = struct{}{}
 }
 
 // halfClose ends the request body behind what is queued.
@@ -323,7 +342,7 @@ func (s *sender) yields() bool {
 func (s *sender) release() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.half, s.ended, s.out, s.queued = true, true, nil, 0
+	s.half, s.ended, s.out, s.early, s.queued = true, true, nil, nil, 0
 	s.lease.release()
 }
 
