@@ -260,9 +260,10 @@ func (n *peer) refuse() { n.unfit, n.done, n.retryAt = true, true, 0 }
 // maxReadFailures is after how many failed reads in a row another source of the records is tried.
 const maxReadFailures = 3
 
-// enter begins a phase: every server is asked anew, answers to older requests only inform.
+// enter begins a phase: every server is asked anew, answers to older requests only inform. It goes on, so that a new
+// beginning is not needed any more.
 func (f *Finder) enter(p finderPhase) {
-	f.phase = p
+	f.phase, f.restartAt = p, 0
 	for i := range f.nodes {
 		n := &f.nodes[i]
 		n.attempt++
@@ -272,7 +273,6 @@ func (f *Finder) enter(p finderPhase) {
 
 // restart begins again with fresh answers.
 func (f *Finder) restart() {
-	f.restartAt = 0
 	for i := range f.nodes {
 		n := &f.nodes[i]
 		n.known, n.lost, n.unfit, n.digested, n.digest = false, false, false, false, nil
@@ -307,7 +307,7 @@ func (f *Finder) evaluate(now time.Duration) {
 		case asking, waiting:
 			f.evaluateOpen(now)
 		case sealing:
-			f.evaluateSealed()
+			f.evaluateSealed(now)
 		case digesting:
 			f.evaluateDigests(now)
 		case reading:
@@ -361,7 +361,7 @@ func (f *Finder) anySealed() bool {
 	return false
 }
 
-func (f *Finder) evaluateSealed() {
+func (f *Finder) evaluateSealed(now time.Duration) {
 	if !f.fMajority(func(n *peer) bool { return n.known && n.sealed }) && !(mutant.Is(mutant.SealByOne) && f.anySealed()) {
 		return
 	}
@@ -377,8 +377,9 @@ func (f *Finder) evaluateSealed() {
 	case mutant.Is(mutant.NoRepair) && top >= f.global:
 		f.finish(TailResult{Tail: top, Sealed: true})
 	case top < f.global:
-		// A server that was not asked in this round knows more: take everybody's word anew.
-		f.restart()
+		// A server that was not asked in this round knows more: take everybody's word anew. Not at once, because a
+		// server that has lost its records without noticing says the same again.
+		f.plan(now + f.cfg.RetryMin)
 	case top == f.global, f.writeQuorum(func(n *peer) bool { return n.known && n.tail >= top }):
 		f.finish(TailResult{Tail: top, Sealed: true})
 	case f.writeQuorum(func(n *peer) bool { return n.known }):
@@ -435,17 +436,17 @@ func (f *Finder) nextRun(now time.Duration) {
 			return
 		}
 		// The oldest record may exist only on a server that does not answer: never skip it.
-		f.plan(now)
+		f.plan(now + f.cfg.RetryMax)
 		return
 	}
 	f.run = nil
 	f.enter(reading)
 }
 
-// plan schedules a new beginning.
-func (f *Finder) plan(now time.Duration) {
+// plan schedules a new beginning, unless there is one already.
+func (f *Finder) plan(at time.Duration) {
 	if f.restartAt == 0 {
-		f.restartAt = now + f.cfg.RetryMax
+		f.restartAt = at
 	}
 }
 
@@ -470,7 +471,7 @@ func (f *Finder) evaluateRead(now time.Duration) {
 		return
 	}
 	if f.source() < 0 {
-		f.plan(now)
+		f.plan(now + f.cfg.RetryMax)
 	}
 }
 

@@ -176,6 +176,27 @@ func TestRepairCopiesWhatIsMissing(t *testing.T) {
 	tb.result(TailResult{Tail: 10, Sealed: true})
 }
 
+// TestFinderDoesNotSpin: the only server has lost committed records without noticing. There is no way on, but that is no reason
+// to ask it as fast as it answers.
+func TestFinderDoesNotSpin(t *testing.T) {
+	tb := newTable(t, 1, 1, SealTail)
+	tb.f.Know(20)
+	answers := 0
+	for range 10 {
+		for len(tb.pending) > 0 {
+			if answers++; answers > 100 {
+				t.Fatalf("%d requests within %v", answers, tb.now)
+			}
+			tb.answer(0, state(10, 10, true))
+		}
+		tb.pass(10 * time.Millisecond)
+	}
+	tb.unfinished()
+	if answers < 3 {
+		t.Errorf("%d requests within %v, want it to try again", answers, tb.now)
+	}
+}
+
 // TestSlowAnswersCount: a disk on which each write takes longer than the patience with one request must not keep a repair
 // from ever ending.
 func TestSlowAnswersCount(t *testing.T) {
