@@ -393,8 +393,8 @@ func (l *logState) sealedTail(ctx context.Context, c chain.Chain) (cluster.LSN, 
 	if driver != nil && driver.Params().ID == seg.id {
 		f.Know(driver.Stop(loglet.ErrSealed))
 	}
-	if err := loglet.Run(ctx, l.b.cfg.Net, l.b.cfg.Clock, f); err != nil {
-		return 0, fmt.Errorf("seal loglet %s: %w", seg.id, err)
+	if err := l.drive(ctx, &seg, "seal", f); err != nil {
+		return 0, err
 	}
 	res, _ := f.Done()
 	return seg.lsnOf(res.Tail), nil
@@ -509,8 +509,8 @@ func (l *logState) findLogletTail(ctx context.Context, seg segment) (loglet.Tail
 	if gone {
 		f.SequencerGone()
 	}
-	if err := loglet.Run(ctx, l.b.cfg.Net, l.b.cfg.Clock, f); err != nil {
-		return loglet.TailResult{}, fmt.Errorf("find tail of loglet %s: %w", seg.id, err)
+	if err := l.drive(ctx, &seg, "find tail of", f); err != nil {
+		return loglet.TailResult{}, err
 	}
 	res, _ := f.Done()
 	return res, nil
@@ -566,8 +566,8 @@ func (l *logState) trim(ctx context.Context, upTo cluster.LSN) error {
 		}
 		last := min(upTo, end-1)
 		t := loglet.NewTrimmer(seg.params(), seg.offsetOf(last), seg.offsetOf(end), l.b.cfg.Finder)
-		if err := loglet.Run(ctx, l.b.cfg.Net, l.b.cfg.Clock, t); err != nil {
-			return fmt.Errorf("trim loglet %s: %w", seg.id, err)
+		if err := l.drive(ctx, &seg, "trim", t); err != nil {
+			return err
 		}
 		l.b.cache.release(seg.id, seg.offsetOf(last+1))
 	}
@@ -617,8 +617,8 @@ func (l *logState) trimPoint(ctx context.Context) (cluster.LSN, error) {
 	if d, _ := l.active(); d != nil && d.Params().ID == seg.id {
 		f.Know(d.Tail().Load())
 	}
-	if err := loglet.Run(ctx, l.b.cfg.Net, l.b.cfg.Clock, f); err != nil {
-		return 0, fmt.Errorf("find trim point of loglet %s: %w", seg.id, err)
+	if err := l.drive(ctx, &seg, "find trim point of", f); err != nil {
+		return 0, err
 	}
 	res, _ := f.Done()
 	return max(c.TrimPoint(), seg.lsnOf(res.TrimPoint)), nil

@@ -119,7 +119,7 @@ func (l *logState) followServers(ctx context.Context, seg segment, tail *loglet.
 	if gone {
 		f.SequencerGone()
 	}
-	if err := loglet.Run(ctx, l.b.cfg.Net, l.b.cfg.Clock, f); err != nil {
+	if err := l.drive(ctx, &seg, "follow tail of", f); err != nil {
 		return err
 	}
 	res, _ := f.Done()
