@@ -492,6 +492,10 @@ func TestPatchState(t *testing.T) {
 	if p := f.inv.state; string(p.State["a"]) != "täxt" {
 		t.Errorf("from a string: %+v", p)
 	}
+	long := strings.Repeat("k", 64<<10+1)
+	const tooLong = " is invalid. Reason: a key is 65537 bytes long, at most 65536 are allowed"
+	f.expect(f.request("POST", "/services/Counter/state", `{"object_key":"`+long+`","new_state":{}}`), 400, message("", "The request field 'object_key'"+tooLong))
+	f.expect(f.request("POST", "/services/Counter/state", `{"object_key":"k","new_state":{"`+long+`":[1]}}`), 400, message("", "The request field 'new_state'"+tooLong))
 	f.expect(f.request("POST", "/services/N/state", `{"object_key":"k","new_state":{}}`), 202, "")
 	f.expect(f.request("POST", "/services/N/state", `{"object_key":"k","new_state":{"a":[1]}}`), 404, message("", "The requested service 'N' does not exist"))
 	f.expect(f.request("POST", "/services/S/state", `{"object_key":"k","new_state":{}}`), 400, message("", "Cannot modify state for service type Service"))

@@ -4,9 +4,11 @@ import (
 	"bytes"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"net/http"
 	"strconv"
 
+	"perdure/control/ident"
 	"perdure/control/schema"
 )
 
@@ -150,6 +152,9 @@ func (c *call) patchState() error {
 	case req.Scope != nil:
 		return &apiError{status: http.StatusInternalServerError, message: "bad scope: scopes are not supported by this server"}
 	}
+	if n := len(*req.ObjectKey); n > ident.MaxName {
+		return badField("object_key", tooLong(n))
+	}
 	p := StatePatch{Service: c.param("service"), Key: *req.ObjectKey, Version: req.Version, State: make(map[string][]byte, len(*req.NewState))}
 	v, err := c.service()
 	switch {
@@ -159,6 +164,9 @@ func (c *call) patchState() error {
 		return badRequest("Cannot modify state for service type " + v.Type.String())
 	}
 	for key, list := range *req.NewState {
+		if n := len(key); n > ident.MaxName {
+			return badField("new_state", tooLong(n))
+		}
 		p.State[key] = list
 	}
 	ctx, cancel := c.ctx()
@@ -168,6 +176,10 @@ func (c *call) patchState() error {
 	}
 	c.a.respondEmpty(c.w, c.r, http.StatusAccepted)
 	return nil
+}
+
+func tooLong(n int) error {
+	return fmt.Errorf("a key is %d bytes long, at most %d are allowed", n, ident.MaxName)
 }
 
 // byteArray is bytes as a JSON array of numbers 0 to 255, or as the text of a string.

@@ -27,6 +27,10 @@ var (
 	ErrDigits    = errors.New("base62 decode error")
 )
 
+// MaxName bounds, in bytes, the names that callers choose: keys of objects and workflows, idempotency keys, keys of
+// state, names of promises and signals. Rows are found by them, so a longer one is refused wherever one comes from.
+const MaxName = 64 << 10
+
 // InvocationID is the 24 raw bytes of an invocation's id: partition key (big endian), then 16 bytes
 // that are either a hash of the idempotency or workflow key or a ULID.
 type InvocationID [24]byte

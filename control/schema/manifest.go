@@ -128,6 +128,9 @@ func (m *Manifest) check() error {
 }
 
 func (s *ManifestService) check() error {
+	if err := checkLength("service", s.Name); err != nil {
+		return err
+	}
 	if !validName(s.Name, "._-") {
 		return fmt.Errorf("service name %q doesn't match ^([a-zA-Z]|_[a-zA-Z0-9])[a-zA-Z0-9._-]*$", s.Name)
 	}
@@ -146,6 +149,9 @@ func (s *ManifestService) check() error {
 }
 
 func (h *ManifestHandler) check() error {
+	if err := checkLength("handler", h.Name); err != nil {
+		return err
+	}
 	if !validName(h.Name, "_") {
 		return fmt.Errorf("handler name %q doesn't match ^([a-zA-Z]|_[a-zA-Z0-9])[a-zA-Z0-9_]*$", h.Name)
 	}
@@ -235,6 +241,17 @@ func (o *ManifestOptions) overrides() Overrides {
 		v.Retry.OnMaxAttempts = &e
 	}
 	return v
+}
+
+// maxName bounds the names of services and handlers, in bytes. Each invocation keeps both, and the rows of each object
+// begin with its service.
+const maxName = 1024
+
+func checkLength(what, name string) error {
+	if len(name) > maxName {
+		return fmt.Errorf("%s name %.40s… is %d bytes long, at most %d are allowed", what, name, len(name), maxName)
+	}
+	return nil
 }
 
 // validName reports whether s is a letter, or an underscore with a letter or digit, followed by letters, digits and extra.

@@ -278,6 +278,8 @@ func TestMalformedManifests(t *testing.T) {
 		{`{"minProtocolVersion":5,"maxProtocolVersion":5,"services":[{"name":"1A","ty":"SERVICE","handlers":[]}]}`, "doesn't match"},
 		{`{"minProtocolVersion":5,"maxProtocolVersion":5,"services":[{"name":"A","ty":"SERVICE","handlers":[{"name":"x-y"}]}]}`, "doesn't match"},
 		{`{"minProtocolVersion":5,"maxProtocolVersion":5,"services":[{"name":"_","ty":"SERVICE","handlers":[]}]}`, "doesn't match"},
+		{`{"minProtocolVersion":5,"maxProtocolVersion":5,"services":[{"name":"` + strings.Repeat("A", 1025) + `","ty":"SERVICE","handlers":[]}]}`, "is 1025 bytes long, at most 1024 are allowed"},
+		{`{"minProtocolVersion":5,"maxProtocolVersion":5,"services":[{"name":"A","ty":"SERVICE","handlers":[{"name":"` + strings.Repeat("a", 1025) + `"}]}]}`, "is 1025 bytes long, at most 1024 are allowed"},
 		{`{"minProtocolVersion":5,"maxProtocolVersion":5,"services":[{"name":"A","ty":"X","handlers":[]}]}`, "ty is"},
 		{`{"minProtocolVersion":5,"maxProtocolVersion":5,"services":[{"name":"A","ty":"SERVICE","handlers":[],"abortTimeout":-1}]}`, "negative"},
 		{`{"minProtocolVersion":5,"maxProtocolVersion":5,"services":[{"name":"A","ty":"SERVICE","handlers":[{"name":"x","retryPolicyOnMaxAttempts":"X"}]}]}`, "PAUSE or KILL"},

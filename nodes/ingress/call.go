@@ -83,6 +83,9 @@ func (q *request) options(h *schema.Handler, c *invocation) error {
 		if !utf8.ValidString(key) {
 			return errHeaderUTF8
 		}
+		if len(key) > ident.MaxName {
+			return errIdempotencyLong
+		}
 		c.key = key
 		c.inv.IdempotencyKey = &c.key
 	}

@@ -5,10 +5,12 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"net/http"
 	"strconv"
 	"strings"
 
+	"perdure/control/ident"
 	"perdure/control/schema"
 	"perdure/invokers/invocationpb"
 )
@@ -40,6 +42,8 @@ var (
 	errAPIPath            = &refusal{http.StatusBadRequest, "bad path, expected /restate/call/:service/:handler, /restate/send/:service/:handler, /restate/scope/:scope/call/:service/:handler, /restate/attach/:invocation_id, /restate/output/:invocation_id, or /restate/lookup"}
 	errKeyUTF8            = &refusal{http.StatusBadRequest, "bad path, cannot decode key: it is not UTF-8"}
 	errHeaderUTF8         = &refusal{http.StatusBadRequest, "bad idempotency key: it is not UTF-8"}
+	errKeyLong            = &refusal{http.StatusBadRequest, fmt.Sprintf("bad path, the key is longer than %d bytes", ident.MaxName)}
+	errIdempotencyLong    = &refusal{http.StatusBadRequest, fmt.Sprintf("bad idempotency key: it is longer than %d bytes", ident.MaxName)}
 	errIdempotentWorkflow = &refusal{http.StatusBadRequest, "cannot use the idempotency key with workflow handlers. The handler invocation will already be idempotent by the workflow key itself."}
 	errDelayOnCall        = &refusal{http.StatusBadRequest, "cannot use the delay query parameter with calls. The delay is supported only with sends"}
 	errLimitKeyScope      = &refusal{http.StatusBadRequest, "limit-key requires a scope to be set"}

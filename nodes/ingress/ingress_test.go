@@ -777,6 +777,29 @@ func TestSlowClientGetsAll(t *testing.T) {
 	}
 }
 
+// A name that is too long for the rows that are found by it is refused before anything is made of it.
+func TestLongNames(t *testing.T) {
+	p := &partitions{do: accept}
+	addr := serve(t, newIngress(t, p, func(c *Config) { c.MaxHeaderBytes = 1 << 20 }))
+	for _, c := range []struct {
+		method, uri, header string
+		code                int
+	}{
+		{"POST", "/Obj/" + strings.Repeat("k", ident.MaxName) + "/add", "X-Long: no", 200},
+		{"POST", "/Obj/" + strings.Repeat("k", ident.MaxName+1) + "/add", "X-Long: no", 400},
+		{"POST", "/Obj/" + strings.Repeat("%6b", ident.MaxName+1) + "/add/send", "X-Long: no", 400},
+		{"POST", "/Obj/k/add", "Idempotency-Key: " + strings.Repeat("k", ident.MaxName), 200},
+		{"POST", "/Obj/k/add", "Idempotency-Key: " + strings.Repeat("k", ident.MaxName+1), 400},
+		{"GET", "/restate/workflow/Wf/" + strings.Repeat("k", ident.MaxName+1) + "/output", "X-Long: no", 400},
+	} {
+		r := exchange(t, addr, c.method, c.uri, "1", jsonType, c.header)
+		got := bodyOf(t, r)
+		if r.StatusCode != c.code || c.code == 400 && !strings.Contains(got, "longer than 65536 bytes") {
+			t.Errorf("%.30s, %.30s: %d %s", c.uri, c.header, r.StatusCode, got)
+		}
+	}
+}
+
 func TestOverload(t *testing.T) {
 	started, release := make(chan struct{}), make(chan struct{})
 	p := &partitions{do: func(context.Context, *recordpb.Request) (*recordpb.Reply, error) {

@@ -5,6 +5,7 @@ import (
 	"strings"
 	"unicode/utf8"
 
+	"perdure/control/ident"
 	"perdure/control/schema"
 )
 
@@ -297,6 +298,9 @@ func decodeKey(s string) (string, error) {
 	}
 	if !utf8.ValidString(s) {
 		return "", errKeyUTF8
+	}
+	if len(s) > ident.MaxName {
+		return "", errKeyLong
 	}
 	return s, nil
 }

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"log/slog"
 	"path/filepath"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -335,6 +336,27 @@ func TestAcceptedSurvivesRestart(t *testing.T) {
 			t.Fatalf("invocation %d ended with %q: %v", i, got, r)
 		}
 	}
+}
+
+// What is larger than any batch, buffer or memtable on its way can be appended, applied and replayed all the same.
+func TestLargePayload(t *testing.T) {
+	w := newWorld(t, 1, echo)
+	w.start()
+	large := strings.Repeat("0123456789abcdef", 12<<20/16)
+	req, key := call(large, true)
+	req.GetInvoke().Invocation.CompletionRetentionMs, req.GetInvoke().Invocation.JournalRetentionMs = 1<<40, 1<<40
+	same := func(r *recordpb.Reply, err error) {
+		t.Helper()
+		if err != nil || string(r.Result.GetSuccess()) != large {
+			t.Fatalf("%d bytes, %v, want %d bytes", len(r.GetResult().GetSuccess()), err, len(large))
+		}
+	}
+	same(w.do(within(t), key, req))
+	w.stop()
+	w.start()
+	defer w.stop()
+	rid := newRequest()
+	same(w.do(within(t), key, &recordpb.Request{Id: rid[:], Kind: &recordpb.Request_GetOutput{GetOutput: &recordpb.Request_ById{InvocationId: req.GetInvoke().Invocation.Id}}}))
 }
 
 // Requests that wait when the leader stops get an unknown outcome, later ones a safe refusal.

@@ -6,7 +6,9 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"strings"
 
+	"perdure/control/ident"
 	"perdure/control/mutant"
 	"perdure/invokers/invocationpb"
 	"perdure/invokers/protocol"
@@ -179,11 +181,13 @@ func (m *Machine) pauseNow(r *row, x *invocationpb.Effect_Paused) error {
 	}
 	r.inv.Status, r.inv.PauseRequested = storepb.Invocation_PAUSED, false
 	m.touch(r)
+	x = &invocationpb.Effect_Paused{LastFailure: clipped(x.LastFailure)}
 	return m.event(r, &storepb.Event{Kind: &storepb.Event_Paused{Paused: x}})
 }
 
 // attemptFailed notes a transient error. One that repeats the last event is not noted again.
 func (m *Machine) attemptFailed(r *row, x *invocationpb.Effect_AttemptFailed) error {
+	x = clipped(x)
 	if r.inv.Events > 0 {
 		var last storepb.Event
 		m.key = keyspace.AppendEvent(m.key[:0], &r.id, r.inv.Events-1)
@@ -195,6 +199,32 @@ func (m *Machine) attemptFailed(r *row, x *invocationpb.Effect_AttemptFailed) er
 		}
 	}
 	return m.event(r, &storepb.Event{Kind: &storepb.Event_TransientError{TransientError: x}})
+}
+
+// maxEventText bounds a text of a journal event, in bytes: a service can fail for ever, with a new text each time.
+const maxEventText = 32 << 10
+
+// clipped is a failure with texts that are worth keeping; x is not changed.
+func clipped(x *invocationpb.Effect_AttemptFailed) *invocationpb.Effect_AttemptFailed {
+	if max(len(x.GetMessage()), len(x.GetStacktrace()), len(x.GetRelatedCommandName())) <= maxEventText {
+		return x
+	}
+	c := &invocationpb.Effect_AttemptFailed{
+		Code: x.Code, Message: clip(x.Message), Stacktrace: clip(x.Stacktrace), DocCode: x.DocCode,
+		RelatedCommandIndex: x.RelatedCommandIndex, RelatedCommandType: x.RelatedCommandType,
+	}
+	if x.RelatedCommandName != nil {
+		name := clip(*x.RelatedCommandName)
+		c.RelatedCommandName = &name
+	}
+	return c
+}
+
+func clip(s string) string {
+	if len(s) <= maxEventText {
+		return s
+	}
+	return strings.ToValidUTF8(s[:maxEventText], "") + "…"
 }
 
 type marshaler interface{ MarshalVT() ([]byte, error) }
@@ -284,7 +314,42 @@ func decoded[T message](m *Machine, r *row, c *invocationpb.Effect_Command, x T,
 	if err := x.UnmarshalVT(c.Raw); err != nil {
 		return m.reject(r, fmt.Sprintf("the journal was given a command that cannot be decoded: %v", err))
 	}
+	if what, n := longestName(x); n > ident.MaxName {
+		return m.reject(r, fmt.Sprintf("%s is %d bytes long, at most %d are allowed", what, n, ident.MaxName))
+	}
 	return do(r, x)
+}
+
+// longestName is the name in a command that could become part of a row's key, the longest one if there are two.
+func longestName(c any) (what string, n int) {
+	switch c := c.(type) {
+	case *protocolpb.GetLazyStateCommand:
+		return "the key of a state", len(c.Key)
+	case *protocolpb.SetStateCommand:
+		return "the key of a state", len(c.Key)
+	case *protocolpb.ClearStateCommand:
+		return "the key of a state", len(c.Key)
+	case *protocolpb.GetPromiseCommand:
+		return "the name of a promise", len(c.Key)
+	case *protocolpb.PeekPromiseCommand:
+		return "the name of a promise", len(c.Key)
+	case *protocolpb.CompletePromiseCommand:
+		return "the name of a promise", len(c.Key)
+	case *protocolpb.SendSignalCommand:
+		return "the name of a signal", len(c.GetName())
+	case *protocolpb.CallCommand:
+		return longestOfCall(c.Key, c.GetIdempotencyKey())
+	case *protocolpb.OneWayCallCommand:
+		return longestOfCall(c.Key, c.GetIdempotencyKey())
+	}
+	return "", 0
+}
+
+func longestOfCall(key, idempotencyKey string) (what string, n int) {
+	if len(idempotencyKey) > len(key) {
+		return "the idempotency key of a call", len(idempotencyKey)
+	}
+	return "the key of a call", len(key)
 }
 
 // reject fails an invocation whose attempt was let through with something that cannot be applied. To

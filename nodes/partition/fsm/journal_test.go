@@ -3,6 +3,7 @@ package fsm
 import (
 	"encoding/hex"
 	"fmt"
+	"strings"
 	"testing"
 
 	"perdure/control/ident"
@@ -440,6 +441,74 @@ func TestEventsAreBounded(t *testing.T) {
 	if ok, err := read(w.txn, keyspace.AppendEvent(nil, &id, maxEvents+19), &e); !ok || err != nil || e.GetTransientError().Message != fmt.Sprint(maxEvents+19) {
 		t.Fatalf("the newest is %v, %v", &e, err)
 	}
+	// A text may be as long as a message of the service protocol. Its beginning is kept.
+	long := strings.Repeat("é", maxEventText)
+	f := &invocationpb.Effect_AttemptFailed{Message: long, Stacktrace: "x" + long, RelatedCommandName: &long}
+	w.effects(id, &invocationpb.Effect{Kind: &invocationpb.Effect_AttemptFailed_{AttemptFailed: f}})
+	w.effects(id, &invocationpb.Effect{Kind: &invocationpb.Effect_AttemptFailed_{AttemptFailed: f}}) // the same again
+	w.effects(id, &invocationpb.Effect{Kind: &invocationpb.Effect_Paused_{Paused: &invocationpb.Effect_Paused{LastFailure: f}}})
+	if n := w.row(id).Events; n != maxEvents+22 {
+		t.Fatalf("%d events", n)
+	}
+	for i, get := range []func() *invocationpb.Effect_AttemptFailed{e.GetTransientError, func() *invocationpb.Effect_AttemptFailed { return e.GetPaused().GetLastFailure() }} {
+		key := keyspace.AppendEvent(nil, &id, maxEvents+20+uint32(i))
+		e.Reset()
+		if ok, err := read(w.txn, key, &e); !ok || err != nil {
+			t.Fatal(ok, err)
+		}
+		got, want := get(), strings.Repeat("é", maxEventText/2)+"…"
+		if got.Message != want || got.GetRelatedCommandName() != want || got.Stacktrace != "x"+strings.Repeat("é", maxEventText/2-1)+"…" {
+			t.Errorf("event %d has texts of %d, %d and %d bytes", i, len(got.Message), len(got.Stacktrace), len(got.GetRelatedCommandName()))
+		}
+	}
 	w.apply(kill(id))
 	w.wantEmpty(invocationTables...)
+}
+
+// A name that is too long to be part of a row's key ends the invocation with a failure that says so; the longest one
+// that is allowed works.
+func TestLongNames(t *testing.T) {
+	call := func(n, idempotency int, oneWay bool) *invocationpb.Effect {
+		k := strings.Repeat("i", idempotency)
+		c := entry(protocol.TypeCall, &protocolpb.CallCommand{ServiceName: "Counter", HandlerName: "add", Key: strings.Repeat("k", n), IdempotencyKey: &k, InvocationIdNotificationIdx: 1, ResultCompletionId: 2})
+		if oneWay {
+			c = entry(protocol.TypeOneWayCall, &protocolpb.OneWayCallCommand{ServiceName: "Counter", HandlerName: "add", Key: strings.Repeat("k", n), IdempotencyKey: &k, InvocationIdNotificationIdx: 1})
+		}
+		c.GetCommand().Callee = calleeFor(objectTarget(strings.Repeat("k", n), schema.Exclusive), 1)
+		return c
+	}
+	get, _, set, del, _ := stateEffects()
+	name := func(n int) string { return strings.Repeat("n", n) }
+	object, flow := objectTarget("k", schema.Exclusive), workflowTarget("k", schema.WorkflowRun)
+	for what, c := range map[string]struct {
+		target *invocationpb.Target
+		effect func(n int) *invocationpb.Effect
+	}{
+		"the key of a state: get":                {object, func(n int) *invocationpb.Effect { return get(1, name(n)) }},
+		"the key of a state: set":                {object, func(n int) *invocationpb.Effect { return set(name(n), "v") }},
+		"the key of a state: clear":              {object, func(n int) *invocationpb.Effect { return del(name(n)) }},
+		"the name of a promise: get":             {flow, func(n int) *invocationpb.Effect { return getPromise(1, name(n)) }},
+		"the name of a promise: peek":            {flow, func(n int) *invocationpb.Effect { return peekPromise(1, name(n)) }},
+		"the name of a promise: complete":        {flow, func(n int) *invocationpb.Effect { return resolvePromise(1, name(n), "v") }},
+		"the key of a call":                      {object, func(n int) *invocationpb.Effect { return call(n, 1, false) }},
+		"the idempotency key of a call":          {object, func(n int) *invocationpb.Effect { return call(1, n, false) }},
+		"the key of a call: one-way":             {object, func(n int) *invocationpb.Effect { return call(n, 1, true) }},
+		"the idempotency key of a call: one-way": {object, func(n int) *invocationpb.Effect { return call(1, n, true) }},
+		"the name of a signal": {object, func(n int) *invocationpb.Effect {
+			return entry(protocol.TypeSendSignal, &protocolpb.SendSignalCommand{TargetInvocationId: idFor(object, 9).String(), SignalId: &protocolpb.SendSignalCommand_Name{Name: name(n)}, Result: &protocolpb.SendSignalCommand_Void{Void: &protocolpb.Void{}}})
+		}},
+	} {
+		t.Run(what, func(t *testing.T) {
+			w := newWorld(t)
+			id := w.started(request(c.target, 1))
+			w.none(w.effects(id, c.effect(ident.MaxName)), ActReply)
+			w.wantStatus(id, storepb.Invocation_INVOKED)
+			f := w.one(w.effects(id, c.effect(ident.MaxName+1)), ActReply).Reply.Result.GetFailure()
+			what, _, _ := strings.Cut(what, ":")
+			if want := what + " is 65537 bytes long, at most 65536 are allowed"; f.GetCode() != 500 || f.GetMessage() != want {
+				t.Fatalf("failure %v, want %q", f, want)
+			}
+			w.wantStatus(id, storepb.Invocation_FREE)
+		})
+	}
 }
