@@ -3,11 +3,12 @@ package schema
 import (
 	"errors"
 	"net/url"
+	"strconv"
 	"strings"
 )
 
 // ErrNotURI is returned by NormalizeURI for text that no URI can be.
-var ErrNotURI = errors.New("The provided uri is not a URI: it has characters that a URI cannot have, or a malformed host")
+var ErrNotURI = errors.New("The provided uri is not a URI: it has characters that a URI cannot have, or a malformed host or port")
 
 // NormalizeURI checks and normalises the URI of a deployment: lower-case scheme and host, no default port, path at least "/",
 // query kept, fragment dropped. Only http and https without user info are accepted; which addresses may be reached is decided when
@@ -34,6 +35,11 @@ func NormalizeURI(s string) (string, error) {
 		return "", errors.New("The provided uri has a user name or password. Put credentials into additional_headers.")
 	case u.Hostname() == "":
 		return "", errors.New("The provided uri has no host.")
+	}
+	if p := u.Port(); p != "" {
+		if n, err := strconv.ParseUint(p, 10, 16); err != nil || n == 0 {
+			return "", ErrNotURI
+		}
 	}
 	host := strings.ToLower(u.Host)
 	if p := u.Port(); p == "" || p == "80" && u.Scheme == "http" || p == "443" && u.Scheme == "https" {

@@ -420,7 +420,7 @@ func TestNormalizeURI(t *testing.T) {
 		}
 	}
 	for _, c := range []struct{ in, want string }{
-		{"foo", "not absolute"}, {"127.0.0.1:1", "not absolute"}, {"not a uri", "not a URI"}, {"http://h/\xff", "not a URI"}, {"/x", "not absolute"}, {"ftp://x/y", "scheme ftp"}, {"http:x", "scheme"}, {"http://u:p@h/", "user name"}, {"http://:80/", "no host"}, {"http://h\x7f/", "not a URI"}, {"", "not absolute"},
+		{"foo", "not absolute"}, {"127.0.0.1:1", "not absolute"}, {"not a uri", "not a URI"}, {"http://h/\xff", "not a URI"}, {"/x", "not absolute"}, {"ftp://x/y", "scheme ftp"}, {"http:x", "scheme"}, {"http://u:p@h/", "user name"}, {"http://:80/", "no host"}, {"http://h\x7f/", "not a URI"}, {"http://h:65536", "not a URI"}, {"http://h:0/", "not a URI"}, {"", "not absolute"},
 	} {
 		got, err := NormalizeURI(c.in)
 		if err == nil || !strings.Contains(err.Error(), c.want) || errors.Is(err, ErrNotURI) != (c.want == "not a URI") {

@@ -8,15 +8,18 @@ package discovery
 import (
 	"bytes"
 	"context"
+	"crypto/tls"
 	"errors"
 	"fmt"
 	"io"
 	"log/slog"
 	"math/rand/v2"
+	"net"
 	"net/http"
 	"slices"
 	"strconv"
 	"strings"
+	"syscall"
 	"time"
 
 	"perdure/control/schema"
@@ -69,6 +72,9 @@ type Config struct {
 	FirstDelay time.Duration
 	// Timeout bounds one try; 30 s. Without it a silent endpoint would hang a registration.
 	Timeout time.Duration
+	// NoTryAfter is the time after which no further try is begun; 5 s. Whoever registers waits for the outcome, and an address
+	// from which nothing comes back fails only after the timeout for connecting.
+	NoTryAfter time.Duration
 	// MaxManifest bounds the size of a manifest; 16 MiB.
 	MaxManifest int
 	// Now is the wall clock; time.Now when nil. Jitter is a number in [0, 1); random when nil.
@@ -86,6 +92,9 @@ func (c *Config) setDefaults() {
 	}
 	if c.Timeout == 0 {
 		c.Timeout = 30 * time.Second
+	}
+	if c.NoTryAfter == 0 {
+		c.NoTryAfter = 5 * time.Second
 	}
 	if c.MaxManifest == 0 {
 		c.MaxManifest = 16 << 20
@@ -130,7 +139,7 @@ func (c *Client) Discover(ctx context.Context, address schema.Address, headers m
 	if err != nil {
 		return nil, failed(CodeUnreachable, "cannot call %s: %w", address, err)
 	}
-	delay := c.cfg.FirstDelay
+	delay, began := c.cfg.FirstDelay, time.Now()
 	for n := 1; ; n++ {
 		d, retryable, err := c.try(ctx, ep, headers)
 		if err == nil {
@@ -142,7 +151,7 @@ func (c *Client) Discover(ctx context.Context, address schema.Address, headers m
 		if ctx.Err() != nil {
 			return nil, fmt.Errorf("discover %s: %w", ep, context.Cause(ctx))
 		}
-		if !retryable || n >= c.cfg.Attempts {
+		if !retryable || n >= c.cfg.Attempts || time.Since(began) > c.cfg.NoTryAfter {
 			return nil, err
 		}
 		c.cfg.Logger.Debug("discovery failed, trying again", "endpoint", ep.String(), "attempt", n, "err", err)
@@ -232,9 +241,31 @@ func callFailed(ep transport.Endpoint, err error) *Error {
 	}
 	var failure *transport.Error
 	if errors.As(err, &failure) && failure.Endpoint == ep.String() { // then the error names it
-		return failed(CodeUnreachable, "cannot call %w", err)
+		return failed(CodeUnreachable, "cannot call %w%s", err, hint(err))
 	}
-	return failed(CodeUnreachable, "cannot call %s: %w", ep, err)
+	return failed(CodeUnreachable, "cannot call %s: %w%s", ep, err, hint(err))
+}
+
+// hint says what whoever registers can do about a failure to call; empty when the error says it all.
+func hint(err error) string {
+	var (
+		name  *net.DNSError
+		plain tls.RecordHeaderError
+		cert  *tls.CertificateVerificationError
+	)
+	switch {
+	case errors.Is(err, syscall.ECONNREFUSED):
+		return "; nothing listens there: is the service running, and is this its address as this server sees it? In a container, localhost is the container itself"
+	case errors.As(err, &name):
+		return "; is the name right, and known to the machine of this server?"
+	case errors.As(err, &plain):
+		return "; if the endpoint does not encrypt, register it with http instead of https"
+	case errors.As(err, &cert):
+		return "; the certificate must be valid for this name, and signed by an authority that this server's machine trusts"
+	case errors.Is(err, syscall.ECONNRESET), errors.Is(err, io.ErrUnexpectedEOF):
+		return "; if the endpoint speaks TLS, register it with https"
+	}
+	return ""
 }
 
 // mayPass reports whether an error of the transport can be gone at the next try.
@@ -256,8 +287,13 @@ func retryableStatus(status int) bool {
 
 func badStatus(ep transport.Endpoint, r *transport.Response, body []byte) *Error {
 	hint := ""
-	if r.Status == http.StatusNotFound {
+	switch {
+	case r.Status == http.StatusNotFound:
 		hint = "; check that the URL has the path under which the SDK's endpoint is mounted"
+	case r.Status == http.StatusUnauthorized || r.Status == http.StatusForbidden:
+		hint = "; if it wants credentials, give them as additional_headers (CLI: --extra-header)"
+	case r.Status >= 300 && r.Status <= 399:
+		hint = fmt.Sprintf("; redirects are not followed, register the URL that it redirects to (%s)", r.Get("location"))
 	}
 	const shown = 512
 	text := strings.ToValidUTF8(string(body[:min(len(body), shown)]), "\ufffd")

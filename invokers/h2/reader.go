@@ -108,7 +108,7 @@ func (r *reader) greet() error {
 		return err
 	}
 	if http2.FrameType(head[3]) != http2.FrameSettings || head[4]&byte(http2.FlagSettingsAck) != 0 {
-		return peerError{http2.ErrCodeProtocol, "peer does not begin with a SETTINGS frame: it speaks no HTTP/2"}
+		return peerError{http2.ErrCodeProtocol, "peer does not begin with a SETTINGS frame: it speaks no HTTP/2 (if it speaks HTTP/1.1, register it with use_http_11)"}
 	}
 	if err := r.next(); err != nil {
 		return err
