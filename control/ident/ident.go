@@ -1,7 +1,6 @@
-// Package ident derives and prints the identifiers that callers, SDKs and operators see: invocation,
-// deployment and awakeable ids, partition keys and random seeds. The forms are those of the published
-// interfaces (reference/protocol.md section 6) and are pinned by vectors of the real server. The
-// package is pure: random bits and times are passed in.
+// Package ident derives and prints the identifiers that callers, SDKs and operators see: invocation, deployment and awakeable
+// ids, partition keys and random seeds. The forms are those of the published interfaces and are pinned by vectors that an
+// implementation of them gave. The package is pure: random bits and times are passed in.
 package ident
 
 import (
