@@ -19,6 +19,8 @@ import (
 	"syscall"
 	"testing"
 
+	"github.com/aws/smithy-go/logging"
+
 	"perdure/cmd/settings"
 	"perdure/nodes/node"
 )
@@ -339,7 +341,14 @@ func TestAWS(t *testing.T) {
 		{node.Invoker{AWSExternalID: "configured"}, "", "configured", ""},
 		{node.Invoker{AWSProfile: "missing"}, "", "", "worker.invoker.aws-profile"},
 	} {
-		err := loadAWS(t.Context(), &c.in)
+		var said buffer
+		err := loadAWS(t.Context(), &c.in, slog.New(slog.NewTextHandler(&said, nil)))
+		if err == nil {
+			c.in.AWS.Logger.Logf(logging.Warn, "falling back to %s", "x")
+			if out := said.String(); !strings.Contains(out, `level=WARN msg="AWS SDK" component=aws text="falling back to x"`) {
+				t.Errorf("the SDK's warning became %q", out)
+			}
+		}
 		switch {
 		case c.failure != "":
 			if err == nil || !strings.Contains(err.Error(), c.failure) || c.in.AWS != nil {

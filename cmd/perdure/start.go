@@ -7,13 +7,14 @@ import (
 	"os"
 
 	"github.com/aws/aws-sdk-go-v2/config"
+	"github.com/aws/smithy-go/logging"
 
 	"perdure/nodes/node"
 )
 
 // startNode starts a node with all its roles.
 func startNode(ctx context.Context, cfg node.Config, log *slog.Logger) (runningNode, error) {
-	if err := loadAWS(ctx, &cfg.Worker.Invoker); err != nil {
+	if err := loadAWS(ctx, &cfg.Worker.Invoker, log); err != nil {
 		return nil, err
 	}
 	n, err := node.Start(ctx, cfg, version, log)
@@ -24,9 +25,16 @@ func startNode(ctx context.Context, cfg node.Config, log *slog.Logger) (runningN
 }
 
 // loadAWS reads what the AWS SDK takes from the environment and from its own files. It makes no request: credentials are
-// looked for when a function is called first, so a server that calls none needs none.
-func loadAWS(ctx context.Context, i *node.Invoker) error {
-	var options []func(*config.LoadOptions) error
+// looked for when a function is called first, so a server that calls none needs none. What the SDK has to say goes to log.
+func loadAWS(ctx context.Context, i *node.Invoker, log *slog.Logger) error {
+	log = log.With("component", "aws")
+	options := []func(*config.LoadOptions) error{config.WithLogger(logging.LoggerFunc(func(c logging.Classification, format string, args ...any) {
+		level := slog.LevelDebug
+		if c == logging.Warn {
+			level = slog.LevelWarn
+		}
+		log.Log(context.Background(), level, "AWS SDK", "text", fmt.Sprintf(format, args...))
+	}))}
 	if i.AWSProfile != "" {
 		options = append(options, config.WithSharedConfigProfile(i.AWSProfile))
 	}
