@@ -37,8 +37,9 @@ func (n *Node) serve(what string, ln net.Listener, srv *http.Server, drain func(
 	})
 }
 
-// drainGrace is how long calls under way may still finish on their own during a shutdown.
-const drainGrace = 5 * time.Second
+// drainGrace is how long calls under way may still finish on their own during a shutdown: those that wait for nothing but
+// our own steps do, and a person who stops a node should not have to wait long.
+const drainGrace = 2 * time.Second
 
 // serverLog takes what net/http reports about requests and connections. Most of it is the doing of clients, and of
 // interest only to who looks for it; a handler that panicked, or connections that cannot be accepted, are our own trouble.
