@@ -619,6 +619,52 @@ func TestFailureWhileClosing(t *testing.T) {
 	}
 }
 
+// TestErrorsOfTheLogAreToldAtOnce: Pebble may tell of them much later, and not by returning them.
+func TestErrorsOfTheLogAreToldAtOnce(t *testing.T) {
+	failing := errorfs.OpKind(-1)
+	inject := errorfs.InjectorFunc(func(op errorfs.Op) error {
+		if op.Kind == failing {
+			return errorfs.ErrInjected
+		}
+		return nil
+	})
+	told := 0
+	fs := walFS{FS: errorfs.Wrap(vfs.NewMem(), inject), failed: func(err error) {
+		if !errors.Is(err, errorfs.ErrInjected) {
+			t.Errorf("told of %v", err)
+		}
+		told++
+	}}
+	for _, category := range []vfs.DiskWriteCategory{walCategory, vfs.WriteCategoryUnspecified} {
+		f, err := fs.Create("file", category)
+		if err != nil {
+			t.Fatal(err)
+		}
+		want := 0
+		for kind, do := range map[errorfs.OpKind]func() error{
+			errorfs.OpFileWrite:     func() error { _, err := f.Write([]byte("x")); return err },
+			errorfs.OpFileSyncData:  f.SyncData,
+			errorfs.OpCreate:        func() error { _, err := fs.Create("other", category); return err },
+			errorfs.OpReuseForWrite: func() error { _, err := fs.ReuseForWrite("file", "again", category); return err },
+		} {
+			told, failing = 0, kind
+			if err := do(); !errors.Is(err, errorfs.ErrInjected) {
+				t.Errorf("operation %d returned %v", kind, err)
+			}
+			if want = 0; category == walCategory {
+				want = 1
+			}
+			if told != want {
+				t.Errorf("operation %d of category %q: told %d times, want %d", kind, category, told, want)
+			}
+		}
+		failing = -1
+		if err := f.Close(); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
 // TestFullDiskEndsTheHandle lets the tables of the database not be written, while its write-ahead log is.
 func TestFullDiskEndsTheHandle(t *testing.T) {
 	var full atomic.Bool
