@@ -35,12 +35,16 @@ const (
 	ApplyReadsClock  // apply takes the time from the machine it runs on
 	LockIgnored      // exclusive handlers of one object run at the same time
 	CompletionTwice  // a completion that is there already is added again
+	LateEffects      // effects of attempts are applied to invocations that do not run
+	PausedIsDeaf     // what arrives for a paused invocation is not kept
+	FailureKeepsLock // an object whose invocation failed stays locked
 	// Leaders.
 	ActsBeforeFence  // a leader acts before it has read its own announcement
 	OutboxEarly      // the outbox is truncated up to what was sent
 	ShuffleNoRewind  // after a failed delivery sending goes on behind it
 	TimerEarly       // timers fire a second before their time
 	DurableIsApplied // what is applied is announced as durable
+	TrimApplied      // the log is trimmed up to what is applied
 	Kinds
 )
 
@@ -48,8 +52,9 @@ var names = [Kinds]string{
 	"none", "ack-before-sync", "seal-not-durable", "stores-ignore-seal", "holes-accepted", "loss-ignored", "seal-loss-ignored",
 	"commit-by-one", "sealed-tail-ack", "seal-by-one", "tail-is-known", "no-repair", "repair-skips-hole",
 	"trim-uncommitted", "epoch-ignored", "dedup-dropped", "suspend-unchecked", "apply-reads-clock",
-	"lock-ignored", "completion-twice", "acts-before-fence", "outbox-early", "shuffle-no-rewind",
-	"timer-early", "durable-is-applied",
+	"lock-ignored", "completion-twice", "late-effects", "paused-is-deaf",
+	"failure-keeps-lock", "acts-before-fence", "outbox-early", "shuffle-no-rewind",
+	"timer-early", "durable-is-applied", "trim-applied",
 }
 
 func (k Kind) String() string {

@@ -49,6 +49,9 @@ func (s *sum) add(r Result) {
 	s.Reconfigurations += r.Reconfigurations
 	s.Faults += r.Faults
 	s.Invocations += r.Invocations
+	s.Mismatches += r.Mismatches
+	s.Orders += r.Orders
+	s.Trims += r.Trims
 	if r.Failure != nil {
 		s.failed = append(s.failed, r)
 	}
@@ -77,8 +80,8 @@ func Campaign(out io.Writer, world string, base uint64, budget time.Duration, ho
 		report(out, WorldOf(world, r.Seed, length), r)
 	}
 	perMinute := s.simulated.Hours() / used.Minutes()
-	fmt.Fprintf(out, "world %s: %d seeds, %.1f simulated hours, %.1f hours a minute of processor time, %d events, %d acknowledged appends, %d delivered, %d invocations, %d segments, %d faults, %d failures\n",
-		world, s.seeds, s.simulated.Hours(), perMinute, s.Events, s.Acknowledged, s.Delivered, s.Invocations, s.Reconfigurations, s.Faults, len(s.failed))
+	fmt.Fprintf(out, "world %s: %d seeds, %.1f simulated hours, %.1f hours a minute of processor time, %d events, %d acknowledged appends, %d delivered, %d invocations, %d operators' orders, %d journal mismatches, %d segments, %d trims, %d faults, %d failures\n",
+		world, s.seeds, s.simulated.Hours(), perMinute, s.Events, s.Acknowledged, s.Delivered, s.Invocations, s.Orders, s.Mismatches, s.Reconfigurations, s.Trims, s.Faults, len(s.failed))
 	return len(s.failed) == 0
 }
 
@@ -136,8 +139,8 @@ func Replay(out io.Writer, o Options) bool {
 		report(out, o, a)
 		return false
 	}
-	fmt.Fprintf(out, "seed %d: trace %016x, %v simulated, %d events, %d acknowledged, %d delivered, %d invocations, %d segments, %d faults\n  %s\n",
-		o.Seed, a.Hash, a.Simulated, a.Events, a.Acknowledged, a.Delivered, a.Invocations, a.Reconfigurations, a.Faults, a.Config)
+	fmt.Fprintf(out, "seed %d: trace %016x, %v simulated, %d events, %d acknowledged, %d delivered, %d invocations, %d operators' orders, %d journal mismatches, %d segments, %d trims, %d faults\n  %s\n",
+		o.Seed, a.Hash, a.Simulated, a.Events, a.Acknowledged, a.Delivered, a.Invocations, a.Orders, a.Mismatches, a.Reconfigurations, a.Trims, a.Faults, a.Config)
 	return true
 }
 

@@ -11,6 +11,7 @@ import (
 	"perdure/control/ident"
 	"perdure/invokers/invocationpb"
 	"perdure/nodes/partition"
+	"perdure/nodes/partition/store"
 	"perdure/nodes/partition/store/keyspace"
 	"perdure/nodes/record/recordpb"
 )
@@ -21,6 +22,7 @@ type clients struct {
 	c        *core
 	open     []*request
 	done     []*request
+	ids      map[ident.InvocationID]bool // of all requests
 	answered uint64
 	count    uint64
 }
@@ -40,9 +42,10 @@ type request struct {
 	pending *partition.Pending
 	since   time.Duration
 	output  []byte
+	failed  bool // it was told a failure
 }
 
-func newClients(c *core) *clients { return &clients{c: c} }
+func newClients(c *core) *clients { return &clients{c: c, ids: map[ident.InvocationID]bool{}} }
 
 func (cl *clients) begin() {
 	for range 2 {
@@ -68,7 +71,7 @@ func (cl *clients) next() {
 func (cl *clients) ask() {
 	w, s := cl.c.w, cl.c.services
 	rng := w.rng[workload]
-	r := &request{wait: rng.IntN(5) > 0, keep: 3_600_000}
+	r := &request{wait: rng.IntN(5) > 0, keep: retention}
 	if rng.IntN(2) == 0 {
 		r.key = "k" + strconv.Itoa(rng.IntN(4))
 		r.target = counterTarget(r.key)
@@ -77,6 +80,7 @@ func (cl *clients) ask() {
 	}
 	r.id = s.newID(r.target, workload)
 	r.part = cl.c.partitions[cl.c.lookup(r.id.PartitionKey())]
+	cl.ids[r.id] = true
 	cl.count++
 	binary.BigEndian.PutUint64(r.request[:], cl.count)
 	cl.open = append(cl.open, r)
@@ -137,7 +141,6 @@ func (cl *clients) poll(pr *processor) {
 // answer checks what a client is told.
 func (cl *clients) answer(r *request, reply *recordpb.Reply) {
 	cl.answered++
-	cl.c.services.plan(r.id, r.target, r.argument)
 	cl.done = append(cl.done, r)
 	if !r.wait {
 		if reply.Status != recordpb.Reply_ACCEPTED && reply.Status != recordpb.Reply_PREVIOUSLY_ACCEPTED {
@@ -145,8 +148,13 @@ func (cl *clients) answer(r *request, reply *recordpb.Reply) {
 		}
 		return
 	}
-	if f := reply.GetResult().GetFailure(); f != nil || reply.Status != recordpb.Reply_OK {
+	f := reply.GetResult().GetFailure()
+	if reply.Status != recordpb.Reply_OK || f != nil && !cl.c.operators.terminated[r.id] {
 		violated("idempotency", "invocation %s: answered with %s %v", r.id, reply.Status, f)
+	}
+	if f != nil {
+		r.failed = true
+		return
 	}
 	r.output = bytes.Clone(reply.GetResult().GetSuccess())
 	if r.key != "" {
@@ -172,6 +180,9 @@ func (s *services) given(key string, id ident.InvocationID, output []byte) {
 	m[n] = id
 }
 
+// asked reports whether a client has asked for an invocation.
+func (cl *clients) asked(id ident.InvocationID) bool { return cl.ids[id] }
+
 func (cl *clients) unsettled() string {
 	if len(cl.open) > 0 {
 		return fmt.Sprintf("%d requests have no answer, the first is %s of partition %d", len(cl.open), cl.open[0].id, cl.open[0].part.id)
@@ -182,35 +193,49 @@ func (cl *clients) unsettled() string {
 // final checks the end: what was promised has happened, once, and every answer is still the same.
 func (c *core) final() {
 	for _, r := range c.clients.done {
-		out, err := r.part.leader.store.Output(r.id)
-		if err != nil {
-			violated("idempotency", "invocation %s: output: %v", r.id, err)
-		}
-		c.services.whole(r, r.part.leader)
-		if r.wait && !bytes.Equal(out.Result.GetSuccess(), r.output) {
-			violated("idempotency", "invocation %s was answered with %q and has %q", r.id, r.output, out.Result.GetSuccess())
-		}
-		if r.key != "" && !r.wait {
-			c.services.given(r.key, r.id, out.Result.GetSuccess())
+		if c.operators.purged[r.id] == nil {
+			c.kept(r)
 		}
 	}
-	for i := range 4 {
-		key := "k" + strconv.Itoa(i)
-		p := c.partitions[c.lookup(ident.KeyPartition(key))]
-		n := uint64(0)
-		o := keyspace.Object{Partition: ident.KeyPartition(key), Service: "Counter", Key: key}
-		err := p.leader.store.State(o, func(_, value []byte) error {
-			n = binary.BigEndian.Uint64(value)
-			return nil
-		})
-		if err != nil {
-			violated("exactly once", "state of %s: %v", key, err)
-		}
-		if want := c.services.expected[key]; n != uint64(want) {
-			violated("exactly once", "counter %s is %d, it was added to %d times", key, n, want)
-		}
-	}
+	c.operators.settle()
 	c.compareReplicas()
+}
+
+// kept checks what is kept of a request that was answered.
+func (c *core) kept(r *request) {
+	out, err := r.part.leader.store.Output(r.id)
+	if err != nil {
+		violated("idempotency", "invocation %s: output: %v", r.id, err)
+	}
+	failed := out.Result == nil || out.Result.GetFailure() != nil
+	if failed && c.operators.terminated[r.id] {
+		// What is terminated before it began leaves nothing, and lives again if somebody asks again.
+		if out.State == store.OutputReady && r.wait && !r.failed {
+			violated("idempotency", "invocation %s was answered with %q and has failed", r.id, r.output)
+		}
+		return
+	}
+	c.services.whole(r, r.part.leader)
+	if r.wait && !r.failed && !bytes.Equal(out.Result.GetSuccess(), r.output) {
+		violated("idempotency", "invocation %s was answered with %q and has %q", r.id, r.output, out.Result.GetSuccess())
+	}
+	if r.key != "" && !r.wait {
+		c.services.given(r.key, r.id, out.Result.GetSuccess())
+	}
+}
+
+// counter is the number that an object has.
+func (c *core) counter(key string) (n uint64) {
+	p := c.partitions[c.lookup(ident.KeyPartition(key))]
+	o := keyspace.Object{Partition: ident.KeyPartition(key), Service: "Counter", Key: key}
+	err := p.leader.store.State(o, func(_, value []byte) error {
+		n = binary.BigEndian.Uint64(value)
+		return nil
+	})
+	if err != nil {
+		violated("exactly once", "state of %s: %v", key, err)
+	}
+	return n
 }
 
 // compareReplicas lets every replica apply everything, and compares their rows.

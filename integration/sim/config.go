@@ -36,15 +36,17 @@ const (
 	DiskSwapped                    // two machines get each other's disks for a while
 	ClockSkew                      // wall clocks differ, and jump
 	Move                           // leaders move, logs are reconfigured
-	Trim                           // logs are trimmed
+	Trim                           // logs are trimmed: by leaders where there are some
 	Faulty                         // service endpoints fail attempts, and do not repeat themselves
+	Diverging                      // handlers do something else when they are replayed: their code was changed, or is not deterministic
+	Operators                      // invocations are canceled, killed, paused, resumed, purged
 	faultEnd
 	AllFaults = faultEnd - 1
 )
 
 var faultNames = []string{"delay", "loss", "duplication", "reordering", "isolation", "one-way", "partial",
 	"metadata-cut", "metadata-down", "crash", "power-one", "power-all", "power-but-one", "pause", "torn",
-	"slow-disk", "disk-error", "bit-rot", "lost-tail", "disk-wiped", "disk-swapped", "clock-skew", "move", "trim", "faulty-services"}
+	"slow-disk", "disk-error", "bit-rot", "lost-tail", "disk-wiped", "disk-swapped", "clock-skew", "move", "trim", "faulty-services", "diverging-services", "operators"}
 
 func (f Fault) with(o Fault) bool { return f&o != 0 }
 
@@ -89,6 +91,8 @@ type config struct {
 	syncHigh    time.Duration
 	drop, dup   float64
 	window      int
+	single      bool           // each partition has one replica, on a node of its own, as in the product; else one on each node
+	trimDelay   time.Duration  // from a durable point to the trim
 	zones       int            // over how many zones the nodes are spread; copies are in two of them then. 0: no zones
 	victim      cluster.NodeID // the only node whose disk may lose what it had; 0: none
 }
@@ -129,6 +133,11 @@ func draw(e *engine, o Options) config {
 		c.victim = cluster.NodeID(1 + rng.IntN(c.nodes))
 	}
 	c.faults &^= o.Without
+	c.single = c.nodes == 1 || rng.IntN(3) == 0
+	c.trimDelay = 1000 * time.Hour
+	if c.single && c.has(Trim) {
+		c.trimDelay = [...]time.Duration{time.Second, 10 * time.Second, 40 * time.Second}[rng.IntN(3)]
+	}
 	return c
 }
 
@@ -155,6 +164,10 @@ func (c *config) location(id cluster.NodeID) cluster.Location {
 }
 
 func (c *config) String() string {
-	return fmt.Sprintf("%d nodes in %d zones, %d copies, %d logs, sync %v–%v, a write each %v per client, a fault each %v, faults: %v",
-		c.nodes, c.zones, c.replication, c.logs, c.syncLow, c.syncHigh, c.appendMean, c.nemesisMean, c.faults)
+	replicas := "a replica on each"
+	if c.single {
+		replicas = "one replica"
+	}
+	return fmt.Sprintf("%d nodes in %d zones, %d copies, %d logs, %s, sync %v–%v, a write each %v per client, a fault each %v, faults: %v",
+		c.nodes, c.zones, c.replication, c.logs, replicas, c.syncLow, c.syncHigh, c.appendMean, c.nemesisMean, c.faults)
 }

@@ -31,6 +31,7 @@ type core struct {
 	partitions []*partitionWorld
 	services   *services
 	clients    *clients
+	operators  *operators
 	ctx        context.Context
 }
 
@@ -47,6 +48,7 @@ type partitionWorld struct {
 	// sent are the outbox messages that a destination has committed, by index.
 	sent      map[uint64]bool
 	truncated uint64
+	durable   cluster.LSN // the highest durable point in the log
 }
 
 func newCore(w *world) *core {
@@ -63,6 +65,7 @@ func newCore(w *world) *core {
 	}
 	c.services = newServices(w)
 	c.clients = newClients(c)
+	c.operators = newOperators(c)
 	return c
 }
 
@@ -98,6 +101,9 @@ func (c *core) begin() {
 		c.wander()
 	}
 	c.clients.begin()
+	if c.w.cfg.has(Operators) {
+		c.operators.begin()
+	}
 }
 
 // wander moves leaderships often: what goes wrong between two leaders needs two leaders.
@@ -117,15 +123,17 @@ func (c *core) control(p *partitionWorld) {
 	w := c.w
 	w.after(w.between(workload, time.Second, 3*time.Second), func() {
 		if l := p.leader; l == nil || !l.alive() {
-			n := w.nodes[w.rng[workload].IntN(len(w.nodes))]
-			c.moveLeader(p.id, n)
+			c.moveLeader(p.id, w.nodes[w.rng[workload].IntN(len(w.nodes))])
 		}
 		c.control(p)
 	})
 }
 
-// moveLeader tells a node to lead a partition.
+// moveLeader tells a node to lead a partition. One with a single replica is led by its node, in another term.
 func (c *core) moveLeader(id cluster.PartitionID, n *node) {
+	if c.w.cfg.single {
+		n = c.home(id)
+	}
 	if !n.up || n.paused {
 		return
 	}
@@ -136,9 +144,15 @@ func (c *core) moveLeader(id cluster.PartitionID, n *node) {
 	}
 }
 
-// start runs a processor of each partition on a node.
+// home is the node of a partition with a single replica.
+func (c *core) home(id cluster.PartitionID) *node { return c.w.nodes[int(id)%len(c.w.nodes)] }
+
+// start runs a processor of each partition that the node has a replica of.
 func (c *core) start(n *node) {
 	for _, p := range c.partitions {
+		if c.w.cfg.single && c.home(p.id) != n {
+			continue
+		}
 		wk := &worker{n: n, h: n.logs[p.id]}
 		pr := &processor{c: c, p: p, n: n, h: n.logs[p.id]}
 		wk.proc = pr
@@ -238,7 +252,7 @@ func (pr *processor) run(epoch cluster.Epoch, claim partition.Claim) {
 	pr.sessions = map[cluster.PartitionID]*session{}
 	cfg := partition.Config{
 		Partition: pr.p.id, Range: pr.p.keys, Log: pr.h.id, Lookup: pr.c.lookup, Peers: pr, Logger: slog.New(slog.DiscardHandler),
-		Now: pr.n.wall, TrimDelay: 1000 * time.Hour, FlushRecords: 200, DurabilityStep: 100, FlushInterval: 20 * time.Second,
+		Now: pr.n.wall, TrimDelay: w.cfg.trimDelay, FlushRecords: 200, DurabilityStep: 100, FlushInterval: 20 * time.Second,
 		BatchRecords: 1 + w.rng[configuration].IntN(32), TimersInMemory: 1 + w.rng[configuration].IntN(8), OutboxInMemory: 1 + w.rng[configuration].IntN(8),
 		CleanupInterval: 5 * time.Second,
 		OpenInvoker: func(_ cluster.PartitionID, h invokers.Host) partition.Invoker {
@@ -259,12 +273,23 @@ func (pr *processor) run(epoch cluster.Epoch, claim partition.Claim) {
 		pr.writer = &writer{h: pr.h}
 		log = procAppender{pr, pr.writer}
 	}
-	step, err := proc.Steps(claim, pr.reader, log, func(context.Context, cluster.LSN) error { return nil })
+	step, err := proc.Steps(claim, pr.reader, log, pr.trim)
 	if err != nil {
 		violated("leadership", "announce: %v", err)
 	}
 	pr.step = step
 	pr.wake()
+}
+
+// trim cuts the log, as the leader wants.
+func (pr *processor) trim(_ context.Context, upTo cluster.LSN) error {
+	if upTo > pr.p.durable {
+		violated("trim", "partition %d is to be trimmed to %d, the agreed durable point is %d", pr.p.id, upTo, pr.p.durable)
+	}
+	pr.n.w.trims++
+	pr.n.w.trace("trim", uint64(pr.p.id), uint64(upTo), 0)
+	pr.h.trim(upTo)
+	return nil
 }
 
 func (pr *processor) stopStep() {
@@ -328,6 +353,7 @@ func (pr *processor) steps() {
 	}
 	if pr.leading {
 		pr.c.clients.poll(pr)
+		pr.c.operators.poll(pr)
 	}
 	if n > 0 {
 		pr.wake()
@@ -598,6 +624,9 @@ func (pr *processor) passed(e *bifrost.Entry) {
 		if p.epochs[cluster.Epoch(a.Epoch)] != who {
 			violated("epochs", "partition %d: epoch %d is announced by %s, claimed by %s", p.id, a.Epoch, who, p.epochs[cluster.Epoch(a.Epoch)])
 		}
+	}
+	if d := cmd.GetPartitionDurability(); d != nil && own {
+		p.durable = max(p.durable, cluster.LSN(d.DurableLsn))
 	}
 	if t := cmd.GetTruncateOutbox(); t != nil && own {
 		for i := p.truncated + 1; i <= t.Index; i++ {

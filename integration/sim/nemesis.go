@@ -20,7 +20,7 @@ func (w *world) strike() {
 
 // strikes are the kinds of faults that come as events; the others are properties of network and disks.
 var strikes = []Fault{Isolation, OneWay, Partial, MetadataCut, MetadataDown, Crash, PowerOne, PowerAll, PowerButOne,
-	Pause, SlowDisk, DiskError, BitRot, LostTail, DiskWiped, DiskSwapped, ClockSkew, Move, Trim}
+	Pause, SlowDisk, DiskError, BitRot, LostTail, DiskWiped, DiskSwapped, ClockSkew, Move, Trim, Diverging}
 
 func (w *world) fault() {
 	var kinds []Fault
@@ -114,6 +114,10 @@ func (w *world) fault() {
 		w.move()
 	case Trim:
 		w.trimSomething()
+	case Diverging:
+		if w.core != nil {
+			w.core.services.change(long)
+		}
 	}
 }
 
@@ -231,6 +235,7 @@ func (w *world) trimSomething() {
 	log := w.rng[nemesis].IntN(w.cfg.logs)
 	n := w.nodes[w.rng[nemesis].IntN(len(w.nodes))]
 	if tail := w.oracle.logs[log].tail; n.up && tail > 300 {
+		w.trims++
 		n.logs[log].trim(tail - 250 + cluster.LSN(w.rng[nemesis].IntN(250)))
 	}
 }
@@ -239,6 +244,9 @@ func (w *world) trimSomething() {
 func (w *world) heal() {
 	w.quiet = true
 	w.trace("heal", 0, 0, 0)
+	if w.core != nil {
+		w.core.operators.mend()
+	}
 	for i := range w.cuts {
 		for j := range w.cuts[i] {
 			w.cuts[i][j] = -1 << 30 // whatever ends later does not matter

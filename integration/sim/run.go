@@ -14,7 +14,7 @@ type Result struct {
 	Simulated time.Duration
 	Events    uint64
 	// Figures of the run.
-	Acknowledged, Delivered, Reconfigurations, Faults, Invocations uint64
+	Acknowledged, Delivered, Reconfigurations, Faults, Invocations, Mismatches, Orders, Trims uint64
 	// Failure is the broken promise, nil when there was none; Trace the last events before it.
 	Failure *Violation
 	Trace   string
@@ -39,6 +39,8 @@ func Run(o Options) (r Result) {
 		}
 		r.Hash, r.Simulated, r.Events = w.hash, w.now, w.ran
 		r.Acknowledged, r.Delivered, r.Reconfigurations, r.Faults = w.acknowledged, w.delivered, w.reconfigurations, w.faultsDone
+		r.Mismatches, r.Orders = w.mismatches, w.orders
+		r.Trims = w.trims
 		if w.core != nil {
 			r.Invocations = w.core.finished()
 		}

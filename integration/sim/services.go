@@ -5,6 +5,7 @@ import (
 	"context"
 	"encoding/binary"
 	"fmt"
+	"slices"
 	"strconv"
 	"time"
 
@@ -24,7 +25,11 @@ import (
 //
 // There are two. Counter is an object: its handler reads a number, perhaps sleeps, and writes the number plus
 // one. Proxy is a plain service whose argument is a program: run something that gives another value each time,
-// sleep, call a counter, send to a counter, now or later.
+// sleep, call a counter, send to a counter, now or later, or one of these as it happens.
+//
+// With Diverging the code of a handler is changed now and then while invocations are under way, and what happens to be
+// done in a program differs from attempt to attempt. An attempt that meets another command in its journal ends, as those of
+// the SDKs do; after some of them the invocation is paused, or fails. In the end the old code is back.
 type services struct {
 	w *world
 	// entries is the content of every journal position that an attempt has seen, commands by the place of the
@@ -32,9 +37,9 @@ type services struct {
 	entries map[place]uint64
 	// adds are the counters' answers, by key: each number must be given once.
 	adds map[string]map[uint64]ident.InvocationID
-	// expected is how often each counter has to be added to, for what clients were promised.
-	expected map[string]int
-	planned  map[ident.InvocationID]bool
+	// counterOf is the key of each counter that was called.
+	counterOf map[ident.InvocationID]string
+	changed   int // how many changes of the code are in force
 }
 
 type place struct {
@@ -45,8 +50,18 @@ type place struct {
 }
 
 func newServices(w *world) *services {
-	return &services{w: w, entries: map[place]uint64{}, adds: map[string]map[uint64]ident.InvocationID{}, expected: map[string]int{}, planned: map[ident.InvocationID]bool{}}
+	return &services{w: w, entries: map[place]uint64{}, adds: map[string]map[uint64]ident.InvocationID{}, counterOf: map[ident.InvocationID]string{}}
 }
+
+// change puts other code in the place of the handlers for a while.
+func (s *services) change(d time.Duration) {
+	s.changed++
+	s.w.after(d, func() { s.changed-- })
+}
+
+// keepsCallees says whether what handlers call is kept when it has ended. Only then can be told what became of it when it
+// was terminated.
+func (s *services) keepsCallees() bool { return s.w.cfg.has(Operators) }
 
 // saw checks that a journal position has the content that it had before.
 func (s *services) saw(p place, typ uint16, raw []byte) {
@@ -81,32 +96,19 @@ const (
 	stepCall  = 'c'
 	stepSend  = 'n'
 	stepLater = 'l'
+	stepAny   = 'x' // a sleep, a call, or a send: what, is decided anew each time
 )
 
 func (s *services) program() []byte {
+	steps := "rscnl"
+	if s.w.cfg.has(Diverging) {
+		steps = "rscnlx"
+	}
 	var b []byte
 	for range 1 + s.w.rng[workload].IntN(4) {
-		b = append(b, "rscnl"[s.w.rng[workload].IntN(5)], byte('0'+s.w.rng[workload].IntN(4)))
+		b = append(b, steps[s.w.rng[workload].IntN(len(steps))], byte('0'+s.w.rng[workload].IntN(4)))
 	}
 	return b
-}
-
-// plan notes what an invocation that will end has to do, once.
-func (s *services) plan(id ident.InvocationID, t *invocationpb.Target, argument []byte) {
-	if s.planned[id] {
-		return
-	}
-	s.planned[id] = true
-	if t.Key != "" {
-		s.expected[t.Key]++
-		return
-	}
-	for i := 0; i+1 < len(argument); i += 2 {
-		switch argument[i] {
-		case stepCall, stepSend, stepLater:
-			s.expected["k"+string(argument[i+1])]++
-		}
-	}
 }
 
 // invoker is a leader's invoker: attempts of the scripted services.
@@ -129,6 +131,8 @@ type attempt struct {
 	try         int // increased by each failure: what an older try still does is dropped
 	over        bool
 	running     bool // a try is under way
+	ending      bool // its last effect is proposed
+	mismatches  int
 
 	sequence, applied uint64 // of proposals
 
@@ -140,6 +144,8 @@ type attempt struct {
 	completions map[uint32][]byte
 	streams     bool // waits for completions before it suspends
 	awaiting    uint32
+	canceled    bool
+	diverges    int // the command in the journal that the try meets with another one; 0: none
 }
 
 // mayAct is the fence: nothing leaves a leader before its own announcement was applied, or after a later one.
@@ -191,6 +197,7 @@ func (a *attempt) begin(fresh *invokers.Journal) {
 func (a *attempt) load(j *invokers.Journal) {
 	s := a.v.pr.c.services
 	a.target, a.commands, a.completions, a.life = j.Target, nil, map[uint32][]byte{}, j.CreatedAtMs
+	a.canceled, a.diverges = false, 0
 	for i, e := range j.Entries {
 		switch {
 		case i == 0:
@@ -206,10 +213,20 @@ func (a *attempt) load(j *invokers.Journal) {
 			a.commands = append(a.commands, e)
 		}
 	}
+	w := a.v.pr.n.w
+	if n := len(a.commands); n > 0 && !w.quiet && s.changed > 0 && w.chance(workload, 0.7) {
+		a.diverges = 1 + w.rng[workload].IntN(n)
+	}
 }
 
 func (a *attempt) notified(typ uint16, raw []byte) {
 	n := protocol.IdentifyNotification(raw)
+	if n.Kind == protocol.BySignalIndex && n.Number == protocol.SignalCancel {
+		if !a.v.pr.c.operators.terminated[a.id] {
+			violated("operators", "invocation %s is canceled, and nobody has asked for it", a.id)
+		}
+		a.canceled = true
+	}
 	if n.Kind != protocol.ByCompletion {
 		return
 	}
@@ -255,7 +272,7 @@ func (v *invoker) Applied(id ident.InvocationID, incarnation, sequence uint64) {
 
 // retry begins the next try once everything of the failed one is applied, so that its journal is whole.
 func (a *attempt) retry() {
-	if a.over || a.running || a.applied < a.sequence {
+	if a.over || a.ending || a.running || a.applied < a.sequence {
 		return
 	}
 	a.begin(nil)
@@ -270,11 +287,21 @@ func (v *invoker) Abort(id ident.InvocationID) {
 	}
 }
 
-// Pause implements partition.Invoker; nobody pauses here.
-func (v *invoker) Pause(ident.InvocationID) {}
+// Pause implements partition.Invoker.
+func (v *invoker) Pause(id ident.InvocationID) {
+	v.mayAct("pause")
+	if a := v.attempts[id]; a != nil && !a.over && !a.ending {
+		a.pause(nil)
+	}
+}
 
 // RetryNow implements partition.Invoker.
-func (v *invoker) RetryNow(ident.InvocationID) {}
+func (v *invoker) RetryNow(id ident.InvocationID) {
+	v.mayAct("retry")
+	if a := v.attempts[id]; a != nil {
+		a.retry()
+	}
+}
 
 // Status implements partition.Invoker.
 func (v *invoker) Status(func(invokers.Status) bool) {}
@@ -293,11 +320,20 @@ func (a *attempt) propose(effects ...*invocationpb.Effect) bool {
 
 // fail ends the try, as an endpoint does that dies, or that answers with an error.
 func (a *attempt) fail() {
+	if a.v.pr.n.w.chance(workload, 0.5) {
+		a.failed(&invocationpb.Effect{Kind: &invocationpb.Effect_AttemptFailed_{AttemptFailed: &invocationpb.Effect_AttemptFailed{Code: 500, Message: "scripted failure"}}})
+	} else {
+		a.failed()
+	}
+}
+
+// failed ends the try with what is told of it, and begins another one after a while.
+func (a *attempt) failed(tell ...*invocationpb.Effect) {
 	w := a.v.pr.n.w
 	a.try++
 	a.running, a.awaiting = false, 0
-	if w.chance(workload, 0.5) {
-		a.propose(&invocationpb.Effect{Kind: &invocationpb.Effect_AttemptFailed_{AttemptFailed: &invocationpb.Effect_AttemptFailed{Code: 500, Message: "scripted failure"}}})
+	if len(tell) > 0 {
+		a.propose(tell...)
 	}
 	try := a.try
 	a.v.pr.n.after(w.between(workload, 10*time.Millisecond, 300*time.Millisecond), func() {
@@ -305,6 +341,40 @@ func (a *attempt) fail() {
 			a.retry()
 		}
 	})
+}
+
+// pause ends the try, and the invocation waits for somebody who resumes it.
+func (a *attempt) pause(last *invocationpb.Effect_AttemptFailed) {
+	a.last(nil, &invocationpb.Effect{Kind: &invocationpb.Effect_Paused_{Paused: &invocationpb.Effect_Paused{LastFailure: last}}})
+}
+
+// last proposes effects behind which no other attempt of the incarnation comes.
+func (a *attempt) last(effects []*invocationpb.Effect, end *invocationpb.Effect) {
+	a.try++
+	a.running, a.awaiting, a.ending = false, 0, true
+	a.propose(append(effects, end)...)
+}
+
+// mismatched ends a try whose handler did something else than what is in the journal. Nothing of it but the failure is
+// told; after three of them the invocation is paused, or fails.
+func (a *attempt) mismatched(s *script) {
+	w := a.v.pr.n.w
+	if len(s.effects) > 0 {
+		violated("journal", "invocation %s: a try that met another command in its journal had gone on", a.id)
+	}
+	w.trace("mismatch", uint64(a.v.pr.p.id), uint64(s.at), uint64(a.mismatches))
+	w.mismatches++
+	a.mismatches++
+	f := mismatch()
+	switch {
+	case a.mismatches <= 3:
+		a.failed(&invocationpb.Effect{Kind: &invocationpb.Effect_AttemptFailed_{AttemptFailed: f}})
+	case a.id[22]%8 == 0:
+		a.v.pr.c.operators.terminated[a.id] = true
+		a.last(nil, &invocationpb.Effect{Kind: &invocationpb.Effect_Failed_{Failed: &invocationpb.Effect_Failed{Failure: &invocationpb.Failure{Code: f.Code, Message: f.Message}}}})
+	default:
+		a.pause(f)
+	}
 }
 
 type encodes interface{ MarshalVT() ([]byte, error) }
@@ -322,13 +392,23 @@ type script struct {
 	a       *attempt
 	at      int // commands passed
 	effects []*invocationpb.Effect
+	// mismatch says that the journal has another command than what the handler did; it goes no further then.
+	mismatch bool
+	failure  *protocolpb.Failure // what the handler ends with instead of an output
 }
 
 // command passes a command; it is new when the journal does not have it yet.
 func (s *script) command(typ uint16, m encodes, callee *invocationpb.Effect_Callee) (fresh bool) {
 	a := s.a
+	if s.mismatch {
+		return false
+	}
 	s.at++
 	if s.at <= len(a.commands) {
+		if s.at == a.diverges {
+			s.mismatch = true
+			return false
+		}
 		if e := a.commands[s.at-1]; e.Type != typ {
 			violated("journal", "invocation %s: command %d is a %s, the handler does a %s", a.id, s.at, protocol.Name(e.Type), protocol.Name(typ))
 		}
@@ -369,12 +449,18 @@ func (a *attempt) proceed() {
 	} else {
 		output, missing = s.proxy()
 	}
+	a.diverges = 0 // it goes on with what it was replayed into
+	if s.mismatch {
+		a.mismatched(s)
+		return
+	}
+	if missing != 0 && a.canceled {
+		s.cancel(missing)
+		missing = 0
+	}
 	if missing == 0 {
-		s.command(protocol.TypeOutput, &protocolpb.OutputCommand{Result: &protocolpb.OutputCommand_Value{Value: &protocolpb.Value{Content: []byte(output)}}}, nil)
-		s.effects = append(s.effects, &invocationpb.Effect{Kind: &invocationpb.Effect_End_{End: &invocationpb.Effect_End{}}})
-		a.running = false
-		a.propose(s.effects...)
-		a.try++
+		s.output(output)
+		a.last(s.effects, &invocationpb.Effect{Kind: &invocationpb.Effect_End_{End: &invocationpb.Effect_End{}}})
 		return
 	}
 	a.awaiting = missing
@@ -394,11 +480,27 @@ func (a *attempt) proceed() {
 }
 
 func (a *attempt) suspend(effects []*invocationpb.Effect) {
-	a.running = false
-	a.try++
-	a.propose(append(effects, &invocationpb.Effect{Kind: &invocationpb.Effect_Suspended_{Suspended: &invocationpb.Effect_Suspended{
-		Awaiting: &invocationpb.Future{Completions: []uint32{a.awaiting}},
-	}}})...)
+	a.last(effects, &invocationpb.Effect{Kind: &invocationpb.Effect_Suspended_{Suspended: &invocationpb.Effect_Suspended{
+		Awaiting: &invocationpb.Future{Completions: []uint32{a.awaiting}, Signals: []uint32{protocol.SignalCancel}},
+	}}})
+}
+
+// output is the last command of a handler.
+func (s *script) output(value string) {
+	m := &protocolpb.OutputCommand{Result: &protocolpb.OutputCommand_Value{Value: &protocolpb.Value{Content: []byte(value)}}}
+	if s.failure != nil {
+		m.Result = &protocolpb.OutputCommand_Failure{Failure: s.failure}
+	}
+	s.command(protocol.TypeOutput, m, nil)
+}
+
+// cancel ends a handler that waits for something, and cancels the call that it waits for.
+func (s *script) cancel(missing uint32) {
+	if m, ok := s.result(missing + 1); ok && m.GetInvocationId() != "" {
+		s.command(protocol.TypeSendSignal, &protocolpb.SendSignalCommand{TargetInvocationId: m.GetInvocationId(),
+			SignalId: &protocolpb.SendSignalCommand_Idx{Idx: protocol.SignalCancel}, Result: &protocolpb.SendSignalCommand_Void{Void: &protocolpb.Void{}}}, nil)
+	}
+	s.failure = failureCanceled
 }
 
 // counter adds one to the object's number; a sleep between reading and writing gives others a chance to
@@ -407,7 +509,7 @@ func (s *script) counter() (output string, missing uint32) {
 	a := s.a
 	s.command(protocol.TypeGetLazyState, &protocolpb.GetLazyStateCommand{Key: []byte("n"), ResultCompletionId: 1}, nil)
 	m, ok := s.result(1)
-	if !ok {
+	if s.mismatch || !ok {
 		return "", 1
 	}
 	n := uint64(0)
@@ -416,7 +518,7 @@ func (s *script) counter() (output string, missing uint32) {
 	}
 	if a.id[23]%4 == 0 {
 		s.sleep(2, 20*time.Millisecond)
-		if _, ok := s.result(2); !ok {
+		if _, ok := s.result(2); s.mismatch || !ok {
 			return "", 2
 		}
 	}
@@ -436,10 +538,13 @@ func (s *script) proxy() (output string, missing uint32) {
 	var out bytes.Buffer
 	for i := 0; i+1 < len(a.input); i += 2 {
 		c := uint32(10 + i*2)
-		arg := a.input[i+1]
-		switch a.input[i] {
+		arg, step := a.input[i+1], a.input[i]
+		if step == stepAny {
+			step = s.any()
+		}
+		switch step {
 		case stepRun:
-			if s.command(protocol.TypeRun, &protocolpb.RunCommand{ResultCompletionId: c}, nil) || a.completions[c] == nil {
+			if s.command(protocol.TypeRun, &protocolpb.RunCommand{ResultCompletionId: c}, nil) || !s.mismatch && a.completions[c] == nil {
 				// The body runs, and gives something else each time.
 				value := binary.BigEndian.AppendUint64(nil, rng.Uint64())
 				s.effects = append(s.effects, &invocationpb.Effect{Kind: &invocationpb.Effect_Run{Run: &invocationpb.Effect_RunCompletion{
@@ -457,28 +562,74 @@ func (s *script) proxy() (output string, missing uint32) {
 		case stepSend, stepLater:
 			t := counterTarget("k" + string(arg))
 			m := &protocolpb.OneWayCallCommand{ServiceName: t.Service, HandlerName: t.Handler, Key: t.Key, InvocationIdNotificationIdx: c + 1}
-			if a.input[i] == stepLater {
+			if step == stepLater {
 				m.InvokeTime = uint64(a.v.pr.n.wall().Add(700 * time.Millisecond).UnixMilli())
 			}
 			s.call(protocol.TypeOneWayCall, m, t, services)
+			if s.mismatch {
+				return "", c
+			}
 			continue
 		}
 		m, ok := s.result(c)
-		if !ok {
+		if s.mismatch || !ok {
 			return "", c
 		}
 		if f := m.GetFailure(); f != nil {
-			violated("exactly once", "invocation %s: step %d failed: %s", a.id, i/2, f.Message)
+			s.stepFailed(i/2, c, f)
+			return "", 0
 		}
 		fmt.Fprintf(&out, "%c%x,", a.input[i], m.GetValue().GetContent())
 	}
 	return out.String(), 0
 }
 
+// any is what a handler that is not deterministic does this time. In the end it was mended, and does what is in its journal.
+func (s *script) any() byte {
+	w := s.a.v.pr.n.w
+	types := [...]uint16{protocol.TypeSleep, protocol.TypeCall, protocol.TypeOneWayCall}
+	do := w.rng[workload].IntN(len(types))
+	if s.at < len(s.a.commands) && s.a.commands[s.at].Type != types[do] {
+		if !w.quiet {
+			s.mismatch = true
+			return 0
+		}
+		do = slices.Index(types[:], s.a.commands[s.at].Type)
+	}
+	return [...]byte{stepSleep, stepCall, stepSend}[do]
+}
+
+// stepFailed ends a handler with the failure of what it has called, which somebody must have wanted.
+func (s *script) stepFailed(step int, completion uint32, f *protocolpb.Failure) {
+	op := s.a.v.pr.c.operators
+	callee := ident.InvocationID{}
+	if m, ok := s.result(completion + 1); ok {
+		var err error
+		if callee, err = ident.ParseInvocationID(m.GetInvocationId()); err != nil {
+			violated("journal", "invocation %s: callee of step %d: %v", s.a.id, step, err)
+		}
+	}
+	if !op.terminated[callee] {
+		violated("exactly once", "invocation %s: step %d failed: %s", s.a.id, step, f.Message)
+	}
+	op.terminated[s.a.id] = true
+	s.failure = f
+}
+
 func (s *script) call(typ uint16, m encodes, t *invocationpb.Target, services *services) {
 	id := services.newID(t, workload)
-	s.command(typ, m, &invocationpb.Effect_Callee{InvocationId: id[:], Target: t})
+	callee := &invocationpb.Effect_Callee{InvocationId: id[:], Target: t}
+	if services.keepsCallees() {
+		callee.CompletionRetentionMs, callee.JournalRetentionMs = retention, retention
+	}
+	if s.command(typ, m, callee) {
+		services.counterOf[id] = t.Key
+		s.a.v.pr.c.operators.know(s.a.id, id)
+	}
 }
+
+// retention is longer than a run, in ms.
+const retention = 3_600_000
 
 // running says which invocation of the partition has not ended, or which message was not delivered, in the rows
 // of its leader.
@@ -519,11 +670,14 @@ func (s *services) whole(r *request, p *processor) {
 			commands++
 			return nil
 		}
-		if n := protocol.IdentifyNotification(e.Raw); completions[n.Number] {
-			violated("journal", "invocation %s: completion %d is in the journal twice", r.id, n.Number)
-		} else {
-			completions[n.Number] = true
+		n := protocol.IdentifyNotification(e.Raw)
+		if n.Kind != protocol.ByCompletion {
+			return nil
 		}
+		if completions[n.Number] {
+			violated("journal", "invocation %s: completion %d is in the journal twice", r.id, n.Number)
+		}
+		completions[n.Number] = true
 		return nil
 	})
 	if err != nil {

@@ -34,7 +34,7 @@ type world struct {
 	pending    int              // appends without answer
 	nextID     uint64
 
-	acknowledged, delivered, reconfigurations, faultsDone uint64
+	acknowledged, delivered, reconfigurations, faultsDone, mismatches, orders, trims uint64
 }
 
 func newWorld(o Options) *world {

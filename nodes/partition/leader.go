@@ -350,6 +350,9 @@ func (l *leader) tick(ctx context.Context, now time.Time) error {
 		due = l.trims[0].upTo
 		l.trims = l.trims[1:]
 	}
+	if mutant.Is(mutant.TrimApplied) && due > 0 {
+		due = l.p.AppliedLSN()
+	}
 	if due > 0 {
 		l.p.trim(ctx, due)
 	}

@@ -5,6 +5,7 @@ import (
 	"fmt"
 
 	"perdure/control/ident"
+	"perdure/control/mutant"
 	"perdure/invokers/invocationpb"
 	"perdure/invokers/protocol/protocolpb"
 	"perdure/nodes/partition/store/keyspace"
@@ -62,7 +63,7 @@ func (m *Machine) complete(r *row, res *invocationpb.Result) error {
 	} else if err := m.free(r); err != nil {
 		return err
 	}
-	if exclusive(inv.Target) {
+	if exclusive(inv.Target) && !(mutant.Is(mutant.FailureKeepsLock) && res.GetFailure() != nil) {
 		o := object(&r.id, inv.Target)
 		return m.unlock(r.id, &o)
 	}

@@ -31,7 +31,8 @@ func (m *Machine) effects(x *recordpb.InvokerEffects) error {
 	}
 	stale := false
 	for _, e := range x.Effects {
-		if r.status() != storepb.Invocation_INVOKED || r.inv.Incarnation != x.Incarnation || r.again {
+		late := r.status() != storepb.Invocation_INVOKED && !(mutant.Is(mutant.LateEffects) && r.inv != nil)
+		if late || r.inv.Incarnation != x.Incarnation || r.again {
 			stale = true
 			m.dropped++
 			break
