@@ -654,7 +654,7 @@ func TestFrame(t *testing.T) {
 		{"GET", "/invocations/" + unknownInv, 405, "", "DELETE"}, {"PUT", "/internal/invocations_batch_operations/kill", 405, "", "POST"},
 		{"GET", "/deployments/dp_nope", 400, "Invalid URL: Cannot parse `deployment` with value `dp_nope`: unrecognized codec version", ""},
 		{"GET", "/deployments/x", 400, "Invalid URL: Cannot parse `deployment` with value `x`: bad format", ""},
-		{"POST", "/query", 501, message("", "not supported by this server"), ""}, {"GET", "/query", 405, "", "POST"}, {"GET", "/subscriptions", 501, message("", "not supported by this server"), ""},
+		{"POST", "/query", 501, message("", "not supported by this server: SQL introspection; use GET /perdure/invocations and /perdure/doctor (perdure invocations list, perdure doctor)"), ""}, {"GET", "/query", 405, "", "POST"}, {"GET", "/subscriptions", 501, message("", "not supported by this server: subscriptions to Kafka"), ""},
 		{"GET", "/cluster-health", 200, `{"cluster_name":"localcluster","metadata_cluster_health":{"members":[1]}}`, ""},
 		{"GET", "/version", 200, `{"version":"1.7.12","min_admin_api_version":2,"max_admin_api_version":4,"ingress_endpoint":"http://127.0.0.1:8080/","features":{
 			"vqueues":false,"invoker_yield":false,"protocol_v7":false,"unique_random_seeds":false,"scoped_state_table_migration":false,"scoped_promise_table_migration":false,

@@ -63,6 +63,3 @@ func (c *call) clusterHealth() error {
 	c.a.respond(c.w, c.r, http.StatusOK, j)
 	return nil
 }
-
-// notSupported answers paths of the published interface that this server does not serve.
-func notSupported(*call) error { return errNotSupported }

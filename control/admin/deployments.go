@@ -1,6 +1,7 @@
 package admin
 
 import (
+	"context"
 	"errors"
 	"maps"
 	"net/http"
@@ -46,12 +47,7 @@ func (c *call) register() error {
 	}
 	id, now := ident.DeploymentID(c.a.ulid()), uint64(c.a.deps.Now().UnixMilli())
 	apply := func(s *schema.Schema) (*schema.Change, error) { return s.Register(*r, *found, now, id) }
-	var change *schema.Change
-	if req.DryRun {
-		change, err = apply(s)
-	} else {
-		change, err = c.a.deps.Registry.Update(ctx, apply)
-	}
+	change, err := c.change(ctx, s, req.DryRun, apply)
 	if err != nil {
 		return schemaError(err)
 	}
@@ -59,6 +55,14 @@ func (c *call) register() error {
 		c.a.deps.Log.Info("deployment registered", "deployment", change.Deployment.ID.String(), "address", change.Deployment.Address.String())
 	}
 	return c.registered(change.Deployment, change.Outcome)
+}
+
+// change applies a change to the schema, or for a dry run only works out what became of s.
+func (c *call) change(ctx context.Context, s *schema.Schema, dry bool, apply func(*schema.Schema) (*schema.Change, error)) (*schema.Change, error) {
+	if dry {
+		return apply(s)
+	}
+	return c.a.deps.Registry.Update(ctx, apply)
 }
 
 func (c *call) registration(req *registerRequest) (*schema.Registration, error) {
@@ -221,12 +225,7 @@ func (c *call) updateDeployment() error {
 		return schemaError(err)
 	}
 	apply := func(s *schema.Schema) (*schema.Change, error) { return s.Update(id, *u, *found) }
-	var change *schema.Change
-	if req.DryRun {
-		change, err = apply(s)
-	} else {
-		change, err = c.a.deps.Registry.Update(ctx, apply)
-	}
+	change, err := c.change(ctx, s, req.DryRun, apply)
 	if err != nil {
 		return schemaError(err)
 	}

@@ -68,7 +68,7 @@ type Link struct {
 
 func (c *call) checkup() error {
 	if c.a.deps.Doctor == nil {
-		return errNotSupported
+		return notSupported("the doctor", "")
 	}
 	ctx, cancel := c.ctx()
 	defer cancel()
@@ -82,7 +82,7 @@ func (c *call) checkup() error {
 
 func (c *call) diagnose() error {
 	if c.a.deps.Doctor == nil {
-		return errNotSupported
+		return notSupported("the doctor", "")
 	}
 	id, err := c.invocationID()
 	if err != nil {

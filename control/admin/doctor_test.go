@@ -29,7 +29,7 @@ func (d *fakeDoctor) Diagnose(_ context.Context, id ident.InvocationID) (*Diagno
 func TestDoctor(t *testing.T) {
 	f := setup(t, nil)
 	id := ident.NewInvocationID(7, [16]byte{1})
-	f.expect(f.request(http.MethodGet, "/perdure/doctor", ""), http.StatusNotImplemented, f.request(http.MethodPost, "/query", "").Body.String())
+	f.expect(f.request(http.MethodGet, "/perdure/doctor", ""), http.StatusNotImplemented, `{"message":"not supported by this server: the doctor","restate_code":null}`)
 	since := time.Date(2026, 11, 23, 5, 1, 0, 0, time.UTC)
 	d := &fakeDoctor{
 		checkup: &Checkup{Invocations: map[string]int{"suspended": 2}, WaitsFor: map[string]int{"timer": 1}, Partitions: 1, ProblemsTotal: 1, TookMs: 3,

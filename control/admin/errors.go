@@ -87,8 +87,16 @@ var (
 	errUpdateLambda = &apiError{status: http.StatusBadRequest, message: "cannot update the deployment, as the deployment type is http while the update options are for type lambda"}
 	errUpdateHTTP   = &apiError{status: http.StatusBadRequest, message: "cannot update the deployment, as the deployment type is lambda while the update options are for type http"}
 	errAuth         = &apiError{status: http.StatusBadRequest, message: "The request field 'auth' is invalid. Reason: this server cannot obtain identity tokens, put an authorization header into additional_headers"}
-	errNotSupported = &apiError{status: http.StatusNotImplemented, message: "not supported by this server"}
 )
+
+// notSupported is the error of what this server does not have; instead says what to use, if there is anything.
+func notSupported(what, instead string) error {
+	text := "not supported by this server: " + what
+	if instead != "" {
+		text += "; use " + instead
+	}
+	return &apiError{status: http.StatusNotImplemented, message: text}
+}
 
 func batchTooLarge(n int) error {
 	return badRequest(fmt.Sprintf("Batch size %d exceeds maximum allowed size of %d", n, maxBatch))

@@ -75,14 +75,30 @@ func (a *Admin) routes() []route {
 		}
 		list = append(list, r, route{method: http.MethodPost, path: "/internal/invocations_batch_operations/" + v.name, handler: batch(v)})
 	}
-	for _, r := range []struct{ method, path string }{
-		{http.MethodPost, "/query"}, {http.MethodGet, "/subscriptions"}, {http.MethodPost, "/subscriptions"}, {http.MethodGet, "/subscriptions/:id"},
-		{http.MethodDelete, "/subscriptions/:id"}, {http.MethodGet, "/kafka-clusters"}, {http.MethodPost, "/kafka-clusters"}, {http.MethodGet, "/kafka-clusters/:id"},
-		{http.MethodPatch, "/kafka-clusters/:id"}, {http.MethodDelete, "/kafka-clusters/:id"}, {http.MethodPut, "/limits/rules"}, {http.MethodPost, "/limits/rules/bulk-delete"},
-		{http.MethodPost, "/vqueues/:id/pause"}, {http.MethodPost, "/vqueues/:id/resume"},
-		{http.MethodPost, "/internal/services/:service/serdes/decode/*"}, {http.MethodPost, "/internal/services/:service/serdes/encode/*"},
+	for _, missing := range []struct {
+		what, instead string
+		routes        []route
+	}{
+		{"SQL introspection", "GET /perdure/invocations and /perdure/doctor (perdure invocations list, perdure doctor)", []route{{method: http.MethodPost, path: "/query"}}},
+		{"subscriptions to Kafka", "", []route{
+			{method: http.MethodGet, path: "/subscriptions"}, {method: http.MethodPost, path: "/subscriptions"},
+			{method: http.MethodGet, path: "/subscriptions/:id"}, {method: http.MethodDelete, path: "/subscriptions/:id"},
+			{method: http.MethodGet, path: "/kafka-clusters"}, {method: http.MethodPost, path: "/kafka-clusters"}, {method: http.MethodGet, path: "/kafka-clusters/:id"},
+			{method: http.MethodPatch, path: "/kafka-clusters/:id"}, {method: http.MethodDelete, path: "/kafka-clusters/:id"},
+		}},
+		{"concurrency rules and their queues", "", []route{
+			{method: http.MethodPut, path: "/limits/rules"}, {method: http.MethodPost, path: "/limits/rules/bulk-delete"},
+			{method: http.MethodPost, path: "/vqueues/:id/pause"}, {method: http.MethodPost, path: "/vqueues/:id/resume"},
+		}},
+		{"conversion of values by the SDK", "", []route{
+			{method: http.MethodPost, path: "/internal/services/:service/serdes/decode/*"}, {method: http.MethodPost, path: "/internal/services/:service/serdes/encode/*"},
+		}},
 	} {
-		list = append(list, route{method: r.method, path: r.path, handler: notSupported})
+		refuse := func(*call) error { return notSupported(missing.what, missing.instead) }
+		for _, r := range missing.routes {
+			r.handler = refuse
+			list = append(list, r)
+		}
 	}
 	return list
 }

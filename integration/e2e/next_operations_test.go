@@ -234,7 +234,7 @@ func TestNextQuery(t *testing.T) {
 	e := goBidi(t)
 	if differs(t, "query") {
 		a := e.adm(t, request{path: "/query", body: `{"query":"SELECT 1"}`})
-		check(t, a, want{status: 501, json: `{"message":"not supported by this server","restate_code":null}`, header: jsonType})
+		check(t, a, want{status: 501, json: adminError("not supported by this server: SQL introspection; use GET /perdure/invocations and /perdure/doctor (perdure invocations list, perdure doctor)"), header: jsonType})
 		return
 	}
 	key := fresh(t)
