@@ -73,7 +73,7 @@ func CheckForm(typ uint16, raw []byte) error {
 	if l == nil {
 		return &CheckError{Type: typ, Reason: "the type is not known"}
 	}
-	switch p := l.check(raw, 0); p {
+	switch p := l.check(raw); p {
 	case "":
 		return nil
 	case tooDeep:

@@ -72,9 +72,21 @@ const (
 	badEnum   problem = "has an enum value out of range"
 	missing   problem = "misses a required field"
 	tooDeep   problem = "is nested too deep"
+	tooMany   problem = "has more parts than the server takes (submessages and strings)"
 )
 
-func (l *layout) check(b []byte, depth int) problem {
+// maxParts bounds the submessages and strings of a message. Each costs two bytes on the wire and some hundred in
+// memory when it is decoded, by every replica: without a bound, 32 MiB of them would be gigabytes.
+const maxParts = 1 << 17
+
+// check looks at a whole payload.
+func (l *layout) check(b []byte) problem {
+	parts := maxParts
+	return l.walk(b, 0, &parts)
+}
+
+// walk looks at a message that may have so many more parts.
+func (l *layout) walk(b []byte, depth int, parts *int) problem {
 	if depth > maxNesting {
 		return tooDeep
 	}
@@ -93,7 +105,7 @@ func (l *layout) check(b []byte, depth int) problem {
 			if f.group != 0 {
 				present |= 1 << (f.group - 1)
 			}
-			if p := f.check(typ, b[:size], depth); p != "" {
+			if p := f.check(typ, b[:size], depth, parts); p != "" {
 				return p
 			}
 		}
@@ -115,7 +127,7 @@ func (l *layout) find(n protowire.Number) *field {
 }
 
 // check looks at one occurrence of f; b is its value as it stands on the wire, already known to be complete.
-func (f *field) check(typ protowire.Type, b []byte, depth int) problem {
+func (f *field) check(typ protowire.Type, b []byte, depth int, parts *int) problem {
 	if f.kind == kVarint || f.kind == kEnum {
 		v, size := protowire.ConsumeVarint(b)
 		switch {
@@ -136,13 +148,18 @@ func (f *field) check(typ protowire.Type, b []byte, depth int) problem {
 	if size < 0 {
 		return malformed
 	}
+	if f.kind == kString || f.kind == kMessage {
+		if *parts--; *parts < 0 {
+			return tooMany
+		}
+	}
 	switch f.kind {
 	case kString:
 		if !utf8.Valid(v) {
 			return badUTF8
 		}
 	case kMessage:
-		return f.sub.check(v, depth+1)
+		return f.sub.walk(v, depth+1, parts)
 	case kNumbers:
 		return checkPacked(v)
 	}

@@ -187,6 +187,33 @@ func TestCheckDoesNotAllocate(t *testing.T) {
 	}
 }
 
+// TestManyParts: a message that would be hundreds of times bigger in memory is refused; one with as many parts as anybody
+// needs is not, and bytes are no parts.
+func TestManyParts(t *testing.T) {
+	repeat := func(n int, b []byte) string { return string(bytes.Repeat(b, n)) }
+	header := bytesField(4, string(cat(bytesField(1, "k"), bytesField(2, "v"))))
+	for _, c := range []struct {
+		name string
+		typ  uint16
+		raw  []byte
+		ok   bool
+	}{
+		{"headers", TypeCall, []byte(repeat(40_000, header)), true},
+		{"too many headers", TypeCall, []byte(repeat(50_000, header)), false},
+		{"futures", TypeSuspension, bytesField(4, string(cat(bytesField(1, "\x01"), []byte(repeat(100_000, bytesField(4, "")))))), true},
+		{"too many futures", TypeSuspension, bytesField(4, repeat(200_000, bytesField(4, ""))), false},
+		{"too many futures at two levels", TypeAwaitingOn, bytesField(1, repeat(400, bytesField(4, repeat(400, bytesField(4, ""))))), false},
+		{"too many names", TypeSuspension, []byte(repeat(200_000, bytesField(3, ""))), false},
+		{"too much metadata", TypeProposeRunCompletion, bytesField(15, repeat(200_000, bytesField(3, ""))), false},
+		{"state keys", TypeGetEagerStateKeys, bytesField(14, repeat(1_000_000, bytesField(1, "k"))), true},
+		{"ids", TypeSuspension, bytesField(1, repeat(1_000_000, []byte{1})), true},
+	} {
+		if err := CheckForm(c.typ, c.raw); (err == nil) != c.ok {
+			t.Errorf("%s: %v", c.name, err)
+		}
+	}
+}
+
 func nested(depth int) []byte {
 	b := bytesField(1, "\x01")
 	for range depth - 1 {
