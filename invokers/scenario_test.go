@@ -1162,6 +1162,47 @@ func TestJournalIsNotKept(t *testing.T) {
 	}
 }
 
+// TestEagerStateForLambda: no more state goes along than fits into a call with the journal.
+func TestEagerStateForLambda(t *testing.T) {
+	max := transport.Endpoint{Function: "f"}.MaxBody()
+	if max < 4<<20 || max > transport.LambdaPayload*3/4 {
+		t.Fatalf("bodies of %d bytes", max)
+	}
+	mb := make([]byte, 1_200_000)
+	state := []StateEntry{{[]byte("a"), mb}, {[]byte("b"), nil}, {[]byte("c"), mb}, {[]byte("d"), mb}, {[]byte("e"), mb}, {[]byte("f"), nil}}
+	for _, c := range []struct {
+		name        string
+		input, keys int
+	}{
+		{"most", 100, 4}, {"some", 2 << 20, 3}, {"what is small", 4 << 20, 0}, {"none: the journal does not fit by itself", 5 << 20, 0},
+	} {
+		bubble(t, func(t *testing.T) {
+			w := newWorld(t, nil, func(v *service) {
+				first, _ := v.replay()
+				if s := startOf(t, first); len(s.StateMap) != c.keys || !s.PartialState {
+					t.Errorf("%s: %d keys, partial %v, want %d keys", c.name, len(s.StateMap), s.PartialState, c.keys)
+				}
+				v.s.mu.Lock()
+				n := len(v.s.up)
+				v.s.mu.Unlock()
+				if c.input < max && n > max {
+					t.Errorf("%s: the request has %d bytes, more than %d", c.name, n, max)
+				}
+				v.accept()
+				v.send(output("x"), endFrame)
+				v.end(eof)
+			})
+			w.schema.set(lambdaDeployment())
+			id := invocationID(1)
+			w.log.invoke(id, object("add", "k"), false, func(j *Journal) {
+				j.State, j.PartialState = state, false
+				j.Entries[0].Raw = make([]byte, c.input)
+			})
+			w.log.await(id, "ended")
+		})
+	}
+}
+
 // TestMemoryOfCalls: what a transport that makes one call keeps of the request is reserved until the call has ended.
 func TestMemoryOfCalls(t *testing.T) {
 	bubble(t, func(t *testing.T) {

@@ -387,8 +387,14 @@ func newReplay(a *attempt) *replay {
 	for i := range j.Entries {
 		r.size += int64(len(j.Entries[i].Raw)) + protocol.HeaderLen
 	}
+	limit := int64(a.endpoint.address.MaxBody())
 	for i := range r.start.StateLen {
-		r.size += int64(protocol.StateSize(j.State[i].Key, j.State[i].Value))
+		n := int64(protocol.StateSize(j.State[i].Key, j.State[i].Value))
+		if limit > 0 && r.size+n > limit { // the service asks for the rest when it needs it
+			r.start.StateLen, r.start.PartialState = i, true
+			break
+		}
+		r.size += n
 	}
 	if r.kept = a.endpoint.address.IsLambda(); r.kept {
 		r.size += r.size / 3 // it sends base64

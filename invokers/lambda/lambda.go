@@ -60,7 +60,7 @@ func DefaultConfig(cfg aws.Config) Config {
 		AWS:            cfg,
 		SessionName:    "restate",
 		CompressAbove:  4 << 20,
-		MaxPayload:     6 << 20,
+		MaxPayload:     transport.LambdaPayload,
 		MaxRequest:     64 << 20,
 		MaxResponse:    256 << 20,
 		CallTimeout:    15*time.Minute + 30*time.Second,

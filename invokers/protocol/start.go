@@ -64,8 +64,8 @@ func appendState(dst []byte, s *Start, i int) []byte {
 	return appendBytes(dst, 2, value)
 }
 
-// StateSize is the number of bytes that an entry of the eager state takes in a Start frame, or a little less.
-func StateSize(key, value []byte) int { return len(key) + len(value) + 6 }
+// StateSize is the number of bytes that an entry of the eager state takes in a Start frame, or a little more.
+func StateSize(key, value []byte) int { return len(key) + len(value) + 18 }
 
 func appendBytes(dst []byte, num protowire.Number, v []byte) []byte {
 	if len(v) == 0 {

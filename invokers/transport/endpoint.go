@@ -85,6 +85,19 @@ func LambdaFunction(arn, role string, zstd bool) Endpoint {
 	return Endpoint{Function: arn, Role: role, Zstd: zstd}
 }
 
+// LambdaPayload is how many bytes Lambda takes as the payload of a synchronous call, and gives back: 6 MiB.
+const LambdaPayload = 6 << 20
+
+// MaxBody is how many bytes the body of a request to e may have for sure, 0 for any number. A Lambda function gets it in base64,
+// in a payload with the request's header; more may fit if the function understands compression.
+func (e Endpoint) MaxBody() int {
+	if !e.IsLambda() {
+		return 0
+	}
+	const header = 64 << 10
+	return (LambdaPayload - header) / 4 * 3
+}
+
 // IsLambda tells the two kinds apart.
 func (e Endpoint) IsLambda() bool { return e.Function != "" }
 
