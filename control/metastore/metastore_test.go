@@ -264,7 +264,7 @@ func TestClosedServer(t *testing.T) {
 	}
 	ready(t, s)
 	mustPut(t, s, "k", "v")
-	if families, err := registry.Gather(); err != nil || len(families) != 7 {
+	if families, err := registry.Gather(); err != nil || len(families) != 9 {
 		t.Errorf("%d metrics, %v", len(families), err)
 	}
 	closeServer(t, s)

@@ -14,25 +14,33 @@ import (
 type metrics struct {
 	registry prometheus.Registerer
 	all      []prometheus.Collector
-	calls    *prometheus.CounterVec
-	seconds  *prometheus.HistogramVec
+	// get, put and list are the kinds of calls; every write is a put.
+	get, put, list callMetrics
+}
+
+// callMetrics are those of one kind of calls.
+type callMetrics struct {
+	total   *prometheus.CounterVec
+	seconds prometheus.Summary
+}
+
+func newCallMetrics(prefix, what string) callMetrics {
+	return callMetrics{
+		total: prometheus.NewCounterVec(prometheus.CounterOpts{Name: prefix + "_total", Help: what + " of the metadata store by outcome."}, []string{"status"}),
+		// Without its unit, as existing dashboards know it.
+		seconds: prometheus.NewSummary(prometheus.SummaryOpts{Name: prefix + "_duration", Help: "Duration in seconds of " + what + " of the metadata store."}),
+	}
 }
 
 func newMetrics(registry prometheus.Registerer, s *Server) (*metrics, error) {
 	m := &metrics{
 		registry: registry,
-		calls: prometheus.NewCounterVec(prometheus.CounterOpts{
-			Name: "perdure_metadata_server_calls_total",
-			Help: "Reads and writes of the metadata store by outcome.",
-		}, []string{"call", "outcome"}),
-		seconds: prometheus.NewHistogramVec(prometheus.HistogramOpts{
-			Name:    "perdure_metadata_server_call_seconds",
-			Help:    "Duration of reads and writes of the metadata store.",
-			Buckets: prometheus.ExponentialBuckets(0.0005, 2, 14),
-		}, []string{"call"}),
+		get:      newCallMetrics("restate_metadata_server_get", "reads"),
+		put:      newCallMetrics("restate_metadata_server_put", "writes"),
+		list:     newCallMetrics("perdure_metadata_server_list", "listings"),
 	}
 	m.all = []prometheus.Collector{
-		m.calls, m.seconds,
+		m.get.total, m.get.seconds, m.put.total, m.put.seconds, m.list.total, m.list.seconds,
 		prometheus.NewGaugeFunc(prometheus.GaugeOpts{
 			Name: "perdure_metadata_server_leader",
 			Help: "1 while this server leads the metadata group.",
@@ -82,16 +90,16 @@ func (m *metrics) unregister(collectors []prometheus.Collector) {
 	}
 }
 
-func (m *metrics) observe(call string, begin time.Time, err error) {
-	m.seconds.WithLabelValues(call).Observe(time.Since(begin).Seconds())
-	m.calls.WithLabelValues(call, outcomeOf(err)).Inc()
+func (c *callMetrics) observe(begin time.Time, err error) {
+	c.seconds.Observe(time.Since(begin).Seconds())
+	c.total.WithLabelValues(outcomeOf(err)).Inc()
 }
 
 func outcomeOf(err error) string {
 	var conflict *metadata.ConflictError
 	switch {
 	case err == nil, errors.Is(err, metadata.ErrNotFound):
-		return "ok"
+		return "completed"
 	case errors.As(err, &conflict):
 		return "conflict"
 	case errors.Is(err, metadata.ErrUnknownOutcome):

@@ -40,7 +40,7 @@ func (s *Server) notLeader() error {
 // Get implements metadata.Store.
 func (s *Server) Get(ctx context.Context, key string) (v metadata.Value, err error) {
 	begin := time.Now()
-	defer func() { s.metrics.observe("get", begin, err) }()
+	defer func() { s.metrics.get.observe(begin, err) }()
 	if err := metadata.CheckKey(key); err != nil {
 		return metadata.Value{}, err
 	}
@@ -60,7 +60,7 @@ func (s *Server) Get(ctx context.Context, key string) (v metadata.Value, err err
 // List implements metadata.Store.
 func (s *Server) List(ctx context.Context, prefix string) (list []metadata.KeyValue, err error) {
 	begin := time.Now()
-	defer func() { s.metrics.observe("list", begin, err) }()
+	defer func() { s.metrics.list.observe(begin, err) }()
 	if err := s.linearize(ctx); err != nil {
 		return nil, fmt.Errorf("list %q: %w", prefix, err)
 	}
@@ -103,7 +103,7 @@ func (s *Server) Txn(ctx context.Context, compares []metadata.Compare, puts []me
 // write puts one command into the log. Writes that wait at the same time share a batch and its fsync.
 func (s *Server) write(ctx context.Context, compares []metadata.Compare, puts []metadata.Put) (r metadata.Result, err error) {
 	begin := time.Now()
-	defer func() { s.metrics.observe("write", begin, err) }()
+	defer func() { s.metrics.put.observe(begin, err) }()
 	if err := metadata.CheckOperation(compares, puts); err != nil {
 		return r, err
 	}

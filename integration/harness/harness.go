@@ -167,6 +167,9 @@ func (s *Server) Ingress() string { return fmt.Sprintf("http://127.0.0.1:%d", s.
 // Admin is the base URL of the admin API, without trailing slash.
 func (s *Server) Admin() string { return fmt.Sprintf("http://127.0.0.1:%d", s.node.Admin) }
 
+// NodePort is the base URL of the port between nodes, which also has metrics, without trailing slash.
+func (s *Server) NodePort() string { return fmt.Sprintf("http://127.0.0.1:%d", s.node.Fabric) }
+
 // Pid is the server's process, 0 when it does not run.
 func (s *Server) Pid() int { return s.node.Pid() }
 

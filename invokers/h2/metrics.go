@@ -6,9 +6,15 @@ import (
 	"perdure/invokers/transport"
 )
 
+// metrics of a client. Names with restate_ are those that existing dashboards match on.
 type metrics struct {
 	connsOpened   prometheus.Counter
 	connsClosed   *prometheus.CounterVec
+	connsFailed   prometheus.Counter
+	slotsTaken    prometheus.Counter
+	slotsReleased prometheus.Counter
+	slotHeld      prometheus.Summary
+	slotAwaited   prometheus.Summary
 	streamsOpened prometheus.Counter
 	streamsOpen   prometheus.Gauge
 	failures      *prometheus.CounterVec
@@ -21,13 +27,33 @@ type metrics struct {
 func newMetrics(reg prometheus.Registerer) (*metrics, error) {
 	m := &metrics{
 		connsOpened: prometheus.NewCounter(prometheus.CounterOpts{
-			Name: "perdure_invoker_http_connections_opened_total",
+			Name: "restate_connection_pool_connection_opened_total",
 			Help: "Connections to service endpoints that were established (HTTP/2).",
 		}),
 		connsClosed: prometheus.NewCounterVec(prometheus.CounterOpts{
-			Name: "perdure_invoker_http_connections_closed_total",
+			Name: "restate_connection_pool_connection_closed_total",
 			Help: "HTTP/2 connections to service endpoints that ended, by reason.",
 		}, []string{"reason"}),
+		connsFailed: prometheus.NewCounter(prometheus.CounterOpts{
+			Name: "restate_connection_pool_connection_open_failed_total",
+			Help: "HTTP/2 connections to service endpoints that could not be established.",
+		}),
+		slotsTaken: prometheus.NewCounter(prometheus.CounterOpts{
+			Name: "restate_connection_pool_stream_opened_total",
+			Help: "Streams of HTTP/2 connections that exchanges got.",
+		}),
+		slotsReleased: prometheus.NewCounter(prometheus.CounterOpts{
+			Name: "restate_connection_pool_stream_closed_total",
+			Help: "Streams of HTTP/2 connections that exchanges gave back.",
+		}),
+		slotHeld: prometheus.NewSummary(prometheus.SummaryOpts{
+			Name: "restate_connection_pool_stream_duration_seconds",
+			Help: "Time that an exchange held its stream.",
+		}),
+		slotAwaited: prometheus.NewSummary(prometheus.SummaryOpts{
+			Name: "restate_connection_pool_acquire_stream_duration_seconds",
+			Help: "Time that an exchange waited for a connection or a free stream, of those that had to.",
+		}),
 		streamsOpened: prometheus.NewCounter(prometheus.CounterOpts{
 			Name: "perdure_invoker_http_exchanges_opened_total",
 			Help: "Exchanges (attempts and discoveries) opened with HTTP endpoints.",
@@ -61,7 +87,7 @@ func newMetrics(reg prometheus.Registerer) (*metrics, error) {
 		return m, nil
 	}
 	for _, c := range []prometheus.Collector{
-		m.connsOpened, m.connsClosed, m.streamsOpened, m.streamsOpen, m.failures,
+		m.connsOpened, m.connsClosed, m.connsFailed, m.slotsTaken, m.slotsReleased, m.slotHeld, m.slotAwaited, m.streamsOpened, m.streamsOpen, m.failures,
 		m.bytesSent, m.bytesReceived, m.writes, m.waiting,
 	} {
 		if err := reg.Register(c); err != nil {

@@ -74,6 +74,8 @@ func (p *pool) acquire(ctx context.Context) (*conn, error) {
 func (p *pool) wait(ctx context.Context, w *waiter) (*conn, error) {
 	p.client.metrics.waiting.Inc()
 	defer p.client.metrics.waiting.Dec()
+	begin := time.Now()
+	defer func() { p.client.metrics.slotAwaited.Observe(time.Since(begin).Seconds()) }()
 	select {
 	case got := <-w.ch:
 		return got.conn, got.err
@@ -99,6 +101,7 @@ func (p *pool) freeLocked() *conn {
 			c.inUse++
 			c.served = true
 			p.client.metrics.streamsOpen.Inc()
+			p.client.metrics.slotsTaken.Inc()
 			return c
 		}
 	}
@@ -135,6 +138,7 @@ func (p *pool) dial() {
 			p.conns = append(p.conns, c)
 		}
 	} else {
+		p.client.metrics.connsFailed.Inc()
 		p.refuseLocked(err)
 	}
 	p.serveLocked()
@@ -221,6 +225,7 @@ func (p *pool) serve() {
 // release gives a slot back.
 func (p *pool) release(c *conn) {
 	p.client.metrics.streamsOpen.Dec()
+	p.client.metrics.slotsReleased.Inc()
 	p.mu.Lock()
 	if c.inUse--; c.inUse == 0 {
 		c.idleSince = time.Now()

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"sync"
+	"time"
 
 	"golang.org/x/net/http2"
 	"golang.org/x/net/http2/hpack"
@@ -25,10 +26,11 @@ var (
 // header block come into being with the first Write or CloseWrite, because ids and header tables must go
 // out in the order of their making.
 type stream struct {
-	c   *conn
-	ctx context.Context
-	ep  transport.Endpoint
-	req transport.Request
+	c     *conn
+	ctx   context.Context
+	ep    transport.Endpoint
+	req   transport.Request
+	began time.Time
 
 	// Guarded by c.mu.
 	id         uint32 // 0 until the request has begun
@@ -64,7 +66,7 @@ type stream struct {
 var _ transport.Stream = (*stream)(nil)
 
 func newStream(ctx context.Context, c *conn, ep transport.Endpoint, req transport.Request) *stream {
-	s := &stream{c: c, ctx: ctx, ep: ep, req: req, length: -1, readable: make(chan struct{}, 1)}
+	s := &stream{c: c, ctx: ctx, ep: ep, req: req, began: time.Now(), length: -1, readable: make(chan struct{}, 1)}
 	s.recv.window = int64(c.cfg.StreamWindow)
 	return s
 }
@@ -404,6 +406,7 @@ func (s *stream) finish(err *transport.Error) {
 			s.c.metrics.failed(err.Kind)
 		}
 	}
+	s.c.metrics.slotHeld.Observe(time.Since(s.began).Seconds())
 	s.c.pool.release(s.c)
 	s.c.closeIfDrained()
 }

@@ -95,6 +95,7 @@ type appendBatch struct {
 	a     *Appender
 	items []appendItem
 	base  cluster.LSN
+	began time.Time
 	ended bool // committed, failed or answered by Close
 }
 
@@ -131,6 +132,8 @@ func (a *Appender) Append(records []Record, done func(last cluster.LSN, err erro
 	}
 	a.bytes += item.bytes
 	a.queue = append(a.queue, item)
+	a.log.b.metrics.enqueued.Add(float64(len(records)))
+	a.log.b.metrics.enqueuedBytes.Add(float64(item.bytes))
 	a.unlockAndPump()
 	return nil
 }
@@ -248,7 +251,7 @@ func (a *Appender) nextBatchLocked() *appendBatch {
 		bytes += item.bytes
 		n++
 	}
-	b := &appendBatch{a: a, base: a.base}
+	b := &appendBatch{a: a, base: a.base, began: a.log.b.cfg.Clock.Now()}
 	if n == len(a.queue) {
 		b.items, a.queue = a.queue, nil
 	} else {
@@ -321,6 +324,7 @@ func (b *appendBatch) Committed(last cluster.Offset, err error) {
 		a.unlockAndPump()
 		return
 	}
+	a.log.b.metrics.appendSeconds.Observe(a.log.b.cfg.Clock.Now().Sub(b.began).Seconds())
 	bytes := 0
 	for i := range b.items {
 		bytes += b.items[i].bytes

@@ -265,6 +265,15 @@ func (b *Bifrost) FindTail(ctx context.Context, log cluster.LogID) (tail cluster
 	return b.log(log).findTail(ctx)
 }
 
+// KnownTail is the tail of a log as far as this node knows without asking anybody: only the log's sequencer knows it.
+func (b *Bifrost) KnownTail(log cluster.LogID) (tail cluster.LSN, known bool) {
+	driver, base := b.log(log).active()
+	if driver == nil {
+		return 0, false
+	}
+	return lsnOf(base, driver.Tail().Load()), true
+}
+
 // Trim deletes the log's records up to and including upTo, but none at or above the committed tail.
 func (b *Bifrost) Trim(ctx context.Context, log cluster.LogID, upTo cluster.LSN) error {
 	ctx, cancel := b.bound(ctx)

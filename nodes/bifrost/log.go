@@ -437,7 +437,9 @@ func (l *logState) begin(c chain.Chain, version uint64) {
 	tail := l.openTailLocked(seg.id).tail
 	l.mu.Unlock()
 	listener := func(first cluster.Offset, records []logserver.Record) { l.b.committed(seg.id, first, records) }
-	l.install(c, version, loglet.NewDriver(seg.params(), l.b.cfg.Sequencer, l.b.cfg.Net, l.b.cfg.Clock, tail, listener))
+	d := loglet.NewDriver(seg.params(), l.b.cfg.Sequencer, l.b.cfg.Net, l.b.cfg.Clock, tail, listener)
+	d.Measure(l.b.metrics.stored(c.Last().NodeSet))
+	l.install(c, version, d)
 }
 
 // committed keeps committed records for the local readers, before they learn of the new tail.

@@ -219,6 +219,8 @@ func (r *Reader) refill() (Entry, bool, error) {
 	if run := r.log.b.cache.get(seg.id, offset); run != nil {
 		r.log.b.metrics.cacheHits.Inc()
 		r.run, r.cached = run[:min(uint64(len(run)), uint64(tail-r.next))], true
+		r.log.b.metrics.read.Add(float64(len(r.run)))
+		r.log.b.metrics.readFromCache.Add(float64(len(r.run)))
 		return Entry{}, false, nil
 	}
 	r.log.b.metrics.cacheMisses.Inc()
@@ -331,6 +333,7 @@ func (r *Reader) accept(offset cluster.Offset, reply *logserver.ReadReply) bool 
 		run = append(run, reply.Records[i].Record)
 	}
 	r.run, r.cached = run, false
+	r.log.b.metrics.read.Add(float64(len(run)))
 	return len(run) > 0
 }
 

@@ -189,6 +189,7 @@ func (i *Ingress) Server() *http.Server {
 		ReadTimeout:       i.cfg.BodyTimeout, // request.body prolongs it, request.heard ends it
 		IdleTimeout:       i.cfg.IdleTimeout,
 		MaxHeaderBytes:    i.cfg.MaxHeaderBytes,
+		ConnState:         i.metrics.connection,
 		BaseContext:       func(net.Listener) context.Context { return i.base },
 	}
 }

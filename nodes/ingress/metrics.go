@@ -1,6 +1,8 @@
 package ingress
 
 import (
+	"net"
+	"net/http"
 	"strconv"
 	"sync"
 	"sync/atomic"
@@ -21,6 +23,9 @@ type metrics struct {
 	ok       [len(routeNames)]prometheus.Counter // of requests with the status 200 or 202, looked up once
 	seconds  [len(routeNames)]prometheus.Observer
 	retries  prometheus.Counter
+	// tries of requests to partitions, those that were answered and those that were not.
+	completed, failed prometheus.Counter
+	connected, left   prometheus.Counter
 
 	byService        *prometheus.CounterVec
 	durationOf       *prometheus.SummaryVec
@@ -43,6 +48,16 @@ func newMetrics(reg prometheus.Registerer, inflight *atomic.Int64) *metrics {
 			Name: "perdure_ingress_retries_total", Help: "Repeated tries to reach the leader of a partition.",
 		}),
 	}
+	tries := prometheus.NewCounterVec(prometheus.CounterOpts{
+		Name: "restate_invocation_client_requests_total", Help: "Tries to have a request done by the leader of its partition, by outcome.",
+	}, []string{"status"})
+	m.completed, m.failed = tries.WithLabelValues("completed"), tries.WithLabelValues("failed")
+	m.connected = prometheus.NewCounter(prometheus.CounterOpts{
+		Name: "restate_ingress_http_connection_created_total", Help: "Connections that clients made.",
+	})
+	m.left = prometheus.NewCounter(prometheus.CounterOpts{
+		Name: "restate_ingress_http_connection_dropped_total", Help: "Connections of clients that ended.",
+	})
 	m.byService = prometheus.NewCounterVec(prometheus.CounterOpts{
 		Name: "restate_ingress_requests_total", Help: "Invocations that were answered, by HTTP status, service and kind (call or send).",
 	}, []string{"status", "rpc_service", "rpc_type"})
@@ -62,11 +77,21 @@ func newMetrics(reg prometheus.Registerer, inflight *atomic.Int64) *metrics {
 		m.seconds[k] = seconds.WithLabelValues(name)
 	}
 	if reg != nil {
-		reg.MustRegister(m.requests, m.retries, m.byService, m.durationOf, seconds, prometheus.NewGaugeFunc(prometheus.GaugeOpts{
+		reg.MustRegister(m.requests, m.retries, tries, m.connected, m.left, m.byService, m.durationOf, seconds, prometheus.NewGaugeFunc(prometheus.GaugeOpts{
 			Name: "perdure_ingress_requests_in_progress", Help: "Requests that wait for their answer or are being read.",
 		}, func() float64 { return float64(inflight.Load()) }))
 	}
 	return m
+}
+
+// connection counts connections that come and go.
+func (m *metrics) connection(_ net.Conn, state http.ConnState) {
+	switch state {
+	case http.StateNew:
+		m.connected.Inc()
+	case http.StateClosed, http.StateHijacked:
+		m.left.Inc()
+	}
 }
 
 func (m *metrics) count(kind routeKind, status int) {

@@ -196,8 +196,10 @@ func (q *request) do(key cluster.PartitionKey, req *recordpb.Request, idempotent
 	for {
 		reply, err := q.i.partitions.Do(ctx, key, req)
 		if err == nil {
+			q.i.metrics.completed.Inc()
 			return reply, nil
 		}
+		q.i.metrics.failed.Inc()
 		if ctx.Err() != nil {
 			return nil, context.Cause(ctx)
 		}

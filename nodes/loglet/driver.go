@@ -21,6 +21,9 @@ type Committer interface {
 // Listener is told of commits before the tail moves.
 type Listener func(first cluster.Offset, records []logserver.Record)
 
+// Stored is told how long a log server took to answer a store, whatever the answer.
+type Stored func(to cluster.NodeID, took time.Duration)
+
 // Driver runs one Sequencer against the network. It has no goroutine: a step runs on the goroutine
 // that brings the append, the answer or the tick. Sends are executed by one of them at a time, in
 // order and without the lock, and so are commits, but those never by one that appends: its caller
@@ -31,6 +34,7 @@ type Driver struct {
 	clock    Clock
 	began    time.Time
 	listener Listener
+	stored   Stored
 	tail     *Tail
 
 	mu           sync.Mutex
@@ -50,6 +54,9 @@ type Driver struct {
 func NewDriver(p Params, cfg SequencerConfig, net transport.Caller, clock Clock, tail *Tail, listener Listener) *Driver {
 	return &Driver{params: p, net: net, clock: clock, began: clock.Now(), listener: listener, tail: tail, core: NewSequencer(p, cfg)}
 }
+
+// Measure has stored told of every store. It must be called before the first append.
+func (d *Driver) Measure(stored Stored) { d.stored = stored }
 
 // Params are the loglet's parameters.
 func (d *Driver) Params() Params { return d.params }
@@ -159,7 +166,13 @@ func (d *Driver) tell(commits []Commit) {
 }
 
 func (d *Driver) send(s Send) {
-	d.net.Call(s.To, s.Msg, func(r transport.Message, err error) { d.answered(&Answer{Send: s, Reply: r, Err: err}) })
+	began := d.now()
+	d.net.Call(s.To, s.Msg, func(r transport.Message, err error) {
+		if d.stored != nil {
+			d.stored(s.To, d.now()-began)
+		}
+		d.answered(&Answer{Send: s, Reply: r, Err: err})
+	})
 }
 
 // arm keeps a timer pending for the next tick. It is left alone while it fires early enough, so that

@@ -12,10 +12,12 @@ type metrics struct {
 	writes  prometheus.Counter
 	batches prometheus.Counter
 	bytes   prometheus.Counter
+	records prometheus.Counter
 	size    prometheus.Summary
 }
 
 func newMetrics(r prometheus.Registerer) (*metrics, error) {
+	stored := prometheus.Labels{"status": "ok"} // no other is counted: a write that fails ends the store
 	m := &metrics{
 		commit: prometheus.NewHistogram(prometheus.HistogramOpts{
 			Name:    "perdure_logstore_commit_seconds",
@@ -29,7 +31,10 @@ func newMetrics(r prometheus.Registerer) (*metrics, error) {
 			Name: "perdure_logstore_batches_total", Help: "Batches (groups of writes with one fsync) that became durable.",
 		}),
 		bytes: prometheus.NewCounter(prometheus.CounterOpts{
-			Name: "restate_log_server_store_bytes_total", Help: "Bytes of writes that became durable.",
+			Name: "restate_log_server_store_bytes_total", Help: "Bytes of writes that became durable.", ConstLabels: stored,
+		}),
+		records: prometheus.NewCounter(prometheus.CounterOpts{
+			Name: "restate_log_server_store_records_total", Help: "Records that became durable.", ConstLabels: stored,
 		}),
 	}
 	m.size = prometheus.NewSummary(prometheus.SummaryOpts{
@@ -38,7 +43,7 @@ func newMetrics(r prometheus.Registerer) (*metrics, error) {
 	if r == nil {
 		return m, nil
 	}
-	for _, c := range []prometheus.Collector{m.commit, m.writes, m.batches, m.bytes, m.size} {
+	for _, c := range []prometheus.Collector{m.commit, m.writes, m.batches, m.bytes, m.records, m.size} {
 		if err := r.Register(c); err != nil {
 			return nil, err
 		}
@@ -51,5 +56,10 @@ func (m *metrics) observe(g *group) {
 	m.writes.Add(float64(len(g.writes)))
 	m.batches.Inc()
 	m.bytes.Add(float64(g.bytes))
+	records := 0
+	for _, w := range g.writes {
+		records += len(w.Records)
+	}
+	m.records.Add(float64(records))
 	m.size.Observe(float64(g.bytes))
 }

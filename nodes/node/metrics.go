@@ -1,6 +1,7 @@
 package node
 
 import (
+	"strconv"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -12,10 +13,12 @@ import (
 
 // processorMetrics count what the processors of a node announce. All are safe for concurrent use.
 type processorMetrics struct {
-	apply   prometheus.Summary
-	records prometheus.Counter
-	starts  prometheus.Counter
-	actions [fsm.Kinds]prometheus.Counter
+	apply    prometheus.Summary
+	records  prometheus.Counter
+	starts   prometheus.Counter
+	actions  [fsm.Kinds]prometheus.Counter
+	usage    [fsm.Kinds]prometheus.Counter
+	shuffled *prometheus.CounterVec
 }
 
 // newProcessorMetrics registers the metrics and makes listener feed them. r may be nil: nothing is counted then.
@@ -33,10 +36,16 @@ func newProcessorMetrics(r prometheus.Registerer, listener *partition.Listener) 
 	actions := prometheus.NewCounterVec(prometheus.CounterOpts{
 		Name: "restate_partition_handle_leader_action_total", Help: "What applied commands made the leaders do, by kind.",
 	}, []string{"action"})
-	r.MustRegister(m.apply, m.records, m.starts, actions)
+	usage := prometheus.NewCounterVec(prometheus.CounterOpts{
+		Name: "restate_usage_leader_action_count_total", Help: "The same as restate_partition_handle_leader_action_total, for those who count usage.",
+	}, []string{"action"})
+	m.shuffled = prometheus.NewCounterVec(prometheus.CounterOpts{
+		Name: "restate_partition_shuffle_message_total", Help: "Messages from a partition to partitions, itself included, that its leader got to deliver.",
+	}, []string{"partition"})
+	r.MustRegister(m.apply, m.records, m.starts, actions, usage, m.shuffled)
 	for k := range m.actions {
 		if name := fsm.Kind(k).String(); name != "" {
-			m.actions[k] = actions.WithLabelValues(name)
+			m.actions[k], m.usage[k] = actions.WithLabelValues(name), usage.WithLabelValues(name)
 		}
 	}
 	listener.Applied = m.applied
@@ -49,10 +58,18 @@ func (m *processorMetrics) applied(_ cluster.PartitionID, records int, took time
 	m.apply.Observe(took.Seconds() / float64(records))
 }
 
-func (m *processorMetrics) performed(_ cluster.PartitionID, actions []fsm.Action) {
+func (m *processorMetrics) performed(p cluster.PartitionID, actions []fsm.Action) {
+	var counts [fsm.Kinds]int
 	for i := range actions {
-		if c := m.actions[actions[i].Kind]; c != nil {
-			c.Inc()
+		counts[actions[i].Kind]++
+	}
+	for k, n := range counts {
+		if n > 0 && m.actions[k] != nil {
+			m.actions[k].Add(float64(n))
+			m.usage[k].Add(float64(n))
 		}
+	}
+	if n := counts[fsm.ActOutbox]; n > 0 {
+		m.shuffled.WithLabelValues(strconv.Itoa(int(p))).Add(float64(n))
 	}
 }

@@ -376,7 +376,9 @@ func (n *Node) startWorker(m *membership, b *bifrost.Bifrost, pool *invokers.Poo
 	n.worker.Store(w)
 	n.onStop("partitions", func(context.Context) error { w.Close(); return nil })
 	if n.registry != nil {
-		n.registry.MustRegister(newPartitionMetrics(w.Statuses))
+		n.registry.MustRegister(newPartitionMetrics(w.Statuses, func(p cluster.PartitionID) (cluster.LSN, bool) {
+			return b.KnownTail(cluster.LogID(p)) // a partition's log has its number
+		}))
 	}
 	return w
 }

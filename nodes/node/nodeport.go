@@ -4,12 +4,14 @@ import (
 	"encoding/json"
 	"net/http"
 	"net/http/pprof"
+	"slices"
 	"strconv"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/promhttp"
 
+	"perdure/control/cluster"
 	"perdure/nodes/worker"
 )
 
@@ -108,6 +110,9 @@ func (n *Node) health() health {
 // partitionMetrics tells about the processors of a node. They are read when somebody asks for metrics.
 type partitionMetrics struct {
 	statuses func() []worker.Status
+	tail     func(cluster.PartitionID) (cluster.LSN, bool)
+	lag      *prometheus.Desc
+	unknown  *prometheus.Desc
 	total    *prometheus.Desc
 	leading  *prometheus.Desc
 	applied  *prometheus.Desc
@@ -116,10 +121,13 @@ type partitionMetrics struct {
 	parked   *prometheus.Desc
 }
 
-func newPartitionMetrics(statuses func() []worker.Status) *partitionMetrics {
+// newPartitionMetrics; tail is that of a partition's log, if it is known here.
+func newPartitionMetrics(statuses func() []worker.Status, tail func(cluster.PartitionID) (cluster.LSN, bool)) *partitionMetrics {
 	p := []string{"partition"}
 	return &partitionMetrics{
-		statuses: statuses,
+		statuses: statuses, tail: tail,
+		lag:      prometheus.NewDesc("restate_partition_applied_lsn_lag", "Records of its log that a partition has not applied: quantiles over the partitions of this node.", []string{"quantile"}, nil),
+		unknown:  prometheus.NewDesc("restate_partition_num_unknown_applied_lsn_lag", "Partitions of which this node does not know the end of the log.", nil, nil),
 		total:    prometheus.NewDesc("restate_num_partitions", "Partitions of the cluster.", nil, nil),
 		leading:  prometheus.NewDesc("restate_num_active_partition_leaders", "Partitions that this node leads.", nil, nil),
 		active:   prometheus.NewDesc("restate_num_active_partitions", "Partitions whose processor runs on this node.", nil, nil),
@@ -131,7 +139,7 @@ func newPartitionMetrics(statuses func() []worker.Status) *partitionMetrics {
 
 // Describe implements prometheus.Collector.
 func (m *partitionMetrics) Describe(ch chan<- *prometheus.Desc) {
-	for _, d := range []*prometheus.Desc{m.total, m.active, m.leading, m.applied, m.restarts, m.parked} {
+	for _, d := range []*prometheus.Desc{m.lag, m.unknown, m.total, m.active, m.leading, m.applied, m.restarts, m.parked} {
 		ch <- d
 	}
 }
@@ -140,7 +148,12 @@ func (m *partitionMetrics) Describe(ch chan<- *prometheus.Desc) {
 func (m *partitionMetrics) Collect(ch chan<- prometheus.Metric) {
 	leading, active := 0, 0
 	all := m.statuses()
+	var lags []uint64
 	for _, s := range all {
+		if tail, known := m.tail(s.Partition); known {
+			last := max(tail, 1) - 1
+			lags = append(lags, uint64(last-min(s.Applied, last)))
+		}
 		p := strconv.Itoa(int(s.Partition))
 		parked := 0.0
 		if s.Leading {
@@ -155,6 +168,16 @@ func (m *partitionMetrics) Collect(ch chan<- prometheus.Metric) {
 		ch <- prometheus.MustNewConstMetric(m.restarts, prometheus.CounterValue, float64(s.Restarts), p)
 		ch <- prometheus.MustNewConstMetric(m.parked, prometheus.GaugeValue, parked, p)
 	}
+	slices.Sort(lags)
+	for _, q := range []struct {
+		label   string
+		percent int
+	}{{"0.5", 50}, {"0.9", 90}, {"0.99", 99}, {"1.0", 100}} {
+		if len(lags) > 0 {
+			ch <- prometheus.MustNewConstMetric(m.lag, prometheus.GaugeValue, float64(lags[(len(lags)*q.percent+99)/100-1]), q.label)
+		}
+	}
+	ch <- prometheus.MustNewConstMetric(m.unknown, prometheus.GaugeValue, float64(len(all)-len(lags)))
 	ch <- prometheus.MustNewConstMetric(m.total, prometheus.GaugeValue, float64(len(all)))
 	ch <- prometheus.MustNewConstMetric(m.active, prometheus.GaugeValue, float64(active))
 	ch <- prometheus.MustNewConstMetric(m.leading, prometheus.GaugeValue, float64(leading))
