@@ -252,11 +252,11 @@ func (l *leader) housekeep(ctx context.Context, now time.Time) (wake time.Time, 
 	if wake, err = l.fireTimers(now); err != nil {
 		return wake, err
 	}
-	if l.shuffle.behind || !l.shuffle.wake().IsZero() {
+	if l.shuffle.pending() {
 		if err := l.shuffle.refill(now); err != nil {
 			return wake, fmt.Errorf("read the outbox: %w", err)
 		}
-		if t := l.shuffle.wake(); !t.IsZero() && t.Before(wake) {
+		if t := l.shuffle.wake(now); !t.IsZero() && t.Before(wake) {
 			wake = t
 		}
 	}

@@ -53,7 +53,7 @@ type Config struct {
 	// TimersInMemory bounds the leader's timer heap; the rest stays in the store. 10,000.
 	TimersInMemory int
 	// OutboxInMemory and OutboxBytes bound the undelivered messages in memory; the rest stays in the store. 10,000
-	// and 64 MiB.
+	// and 64 MiB. One destination has a quarter of each.
 	OutboxInMemory, OutboxBytes int
 	// TickInterval is the period of the leader's housekeeping; 500 ms.
 	TickInterval time.Duration

@@ -18,6 +18,9 @@ import (
 // flight has been answered; then sending starts again at the oldest message that was not acknowledged.
 // And a leader takes a batch only if it took the one before: until the news of a failure has come here, the
 // next batch may go to a successor of the leader that failed. See Origin.
+//
+// A destination that is not there, or slow, must not use up the memory that the others need. A lane holds at most a
+// quarter of it, and nothing while it is broken; the rest is left in the store and is read again when its turn comes.
 type shuffle struct {
 	dest func(cluster.PartitionKey) cluster.PartitionID
 	// from is where the messages come from; the rest of it is a lane's.
@@ -34,8 +37,9 @@ type shuffle struct {
 	held       int // messages in memory now
 	heldBytes  int
 	next       uint64
-	// behind says that the store has messages from next on that are not in memory.
+	// behind says that the store has messages from next on that were not looked at.
 	behind bool
+	left   int // lanes that have left messages in the store
 	lanes  map[cluster.PartitionID]*lane
 	dests  []cluster.PartitionID // keys of lanes, in the order in which they came up
 
@@ -52,9 +56,13 @@ type outMessage struct {
 
 // lane is the way to one destination.
 type lane struct {
-	queue    []outMessage // not acknowledged, in index order
-	sent     int          // of queue: in flight
-	inFlight int          // batches in flight
+	queue []outMessage // not acknowledged, in index order
+	bytes int          // of them
+	sent  int          // of queue: in flight
+	// left says that messages from index from on and below shuffle.next, if they are for this lane, are in the store only.
+	left     bool
+	from     uint64
+	inFlight int // batches in flight
 	broken   bool
 	retryAt  time.Time
 	backoff  time.Duration
@@ -93,10 +101,15 @@ func (s *shuffle) add(m outMessage, now time.Time) {
 
 func (s *shuffle) full() bool { return s.held >= s.limit || s.heldBytes >= s.limitBytes }
 
+// crowded says that a lane holds its share.
+func (s *shuffle) crowded(l *lane) bool {
+	const shares = 4
+	return len(l.queue) >= max(s.limit/shares, 1) || l.bytes >= max(s.limitBytes/shares, 1)
+}
+
+// put looks at the next message: its lane keeps it, or leaves it in the store.
 func (s *shuffle) put(m outMessage) {
 	s.next = m.index + 1
-	s.held++
-	s.heldBytes += m.bytes
 	d := s.dest(clusterKey(m.cmd))
 	l := s.lanes[d]
 	if l == nil {
@@ -104,13 +117,87 @@ func (s *shuffle) put(m outMessage) {
 		s.lanes[d] = l
 		s.dests = append(s.dests, d)
 	}
+	switch {
+	case l.left:
+	case l.broken || s.crowded(l):
+		s.leave(l, m.index)
+	default:
+		s.keep(l, m)
+	}
+}
+
+func (s *shuffle) keep(l *lane, m outMessage) {
+	s.held++
+	s.heldBytes += m.bytes
+	l.bytes += m.bytes
 	l.queue = append(l.queue, m)
+}
+
+// leave notes that a lane's messages are in the store from an index on.
+func (s *shuffle) leave(l *lane, from uint64) {
+	if !l.left {
+		s.left++
+	}
+	l.left, l.from = true, from
+}
+
+// drop forgets the first n messages of a lane.
+func (s *shuffle) drop(l *lane, n int) {
+	for _, m := range l.queue[:n] {
+		s.heldBytes -= m.bytes
+		l.bytes -= m.bytes
+	}
+	clear(l.queue[:n])
+	l.queue = l.queue[n:]
+	s.held -= n
+}
+
+// ready reports whether a lane can take up messages that it left in the store.
+func (s *shuffle) ready(l *lane, now time.Time) bool {
+	return l.left && !s.full() && !s.crowded(l) && (!l.broken || l.inFlight == 0 && !now.Before(l.retryAt))
+}
+
+// loadAtOnce is how many messages are looked at in one go.
+const loadAtOnce = 1024
+
+// takeUp looks for messages that a lane left in the store.
+func (s *shuffle) takeUp(d cluster.PartitionID, l *lane) error {
+	ms, more, err := s.load(l.from, loadAtOnce, s.limitBytes-s.heldBytes)
+	if err != nil {
+		return err
+	}
+	for _, m := range ms {
+		if m.index >= s.next {
+			more = false
+			break
+		}
+		if s.dest(clusterKey(m.cmd)) == d {
+			if s.crowded(l) || s.full() {
+				l.from = m.index
+				return nil
+			}
+			s.keep(l, m)
+		}
+		l.from = m.index + 1
+	}
+	if !more || l.from >= s.next {
+		l.left = false
+		s.left--
+	}
+	return nil
 }
 
 // refill loads messages that did not fit before and retries broken lanes that are due.
 func (s *shuffle) refill(now time.Time) error {
+	for _, d := range s.dests {
+		if l := s.lanes[d]; s.ready(l, now) {
+			if err := s.takeUp(d, l); err != nil {
+				return err
+			}
+		}
+	}
 	for s.behind && !s.full() {
-		ms, more, err := s.load(s.next, min(s.limit-s.held, 1024), s.limitBytes-s.heldBytes)
+		ms, more, err := s.load(s.next, min(s.limit-s.held, loadAtOnce), s.limitBytes-s.heldBytes)
 		if err != nil {
 			return err
 		}
@@ -132,9 +219,6 @@ func (s *shuffle) pump(d cluster.PartitionID, l *lane, now time.Time) {
 			return
 		}
 		l.broken = false
-		if !mutant.Is(mutant.ShuffleNoRewind) {
-			l.sent = 0
-		}
 	}
 	for l.sent < len(l.queue) {
 		if l.inFlight == 0 { // nothing is unanswered: whoever leads there now may begin with this one
@@ -162,9 +246,17 @@ func nextBatch(queue []outMessage) []outMessage {
 	return queue[:n]
 }
 
+// breakLane stops sending to a destination for a while. All that was not acknowledged is read from the store then.
 func (s *shuffle) breakLane(l *lane, now time.Time) {
 	l.backoff = min(max(2*l.backoff, shuffleMinBackoff), shuffleMaxBackoff)
 	l.broken, l.retryAt = true, now.Add(l.backoff)
+	from := l.queue[0].index
+	if mutant.Is(mutant.ShuffleNoRewind) {
+		from = l.queue[max(l.sent, 1)-1].index + 1
+	}
+	s.drop(l, len(l.queue))
+	l.queue, l.sent = nil, 0
+	s.leave(l, from)
 }
 
 // acked takes the answer to the oldest batch in flight to d.
@@ -178,13 +270,10 @@ func (s *shuffle) acked(d cluster.PartitionID, n int, err error, now time.Time) 
 	default:
 		for _, m := range l.queue[:n] {
 			s.deliver(m.index)
-			s.heldBytes -= m.bytes
 		}
-		clear(l.queue[:n])
-		l.queue = l.queue[n:]
+		s.drop(l, n)
 		l.sent -= n
 		l.backoff = 0
-		s.held -= n
 	}
 	s.pump(d, l, now)
 }
@@ -211,10 +300,16 @@ func (s *shuffle) delivered() uint64 {
 	return s.base - 1
 }
 
+// pending reports whether refill may have something to do, now or at wake.
+func (s *shuffle) pending() bool { return s.behind || s.left > 0 }
+
 // wake is when refill has something to do again without a further event; zero: never.
-func (s *shuffle) wake() (t time.Time) {
+func (s *shuffle) wake(now time.Time) (t time.Time) {
 	for _, l := range s.lanes {
-		if l.broken && l.inFlight == 0 && (t.IsZero() || l.retryAt.Before(t)) {
+		switch {
+		case s.ready(l, now):
+			return now
+		case l.broken && l.inFlight == 0 && now.Before(l.retryAt) && (t.IsZero() || l.retryAt.Before(t)):
 			t = l.retryAt
 		}
 	}

@@ -38,6 +38,17 @@ func (w *outboxWorld) apply(d cluster.PartitionID, b batch) {
 	}
 }
 
+func (w *outboxWorld) load(from uint64, limit, bytes int) (ms []outMessage, more bool, err error) {
+	for i := from; i <= uint64(len(w.stored)); i++ {
+		if len(ms) == limit || len(ms) > 0 && bytes <= 0 {
+			return ms, true, nil
+		}
+		ms = append(ms, w.stored[i-1])
+		bytes -= w.stored[i-1].bytes
+	}
+	return ms, false, nil
+}
+
 func (w *outboxWorld) send(d cluster.PartitionID, b batch) error {
 	bytes := 0
 	for _, m := range b.messages {
@@ -84,6 +95,76 @@ func TestShuffleDeliversExactlyOnce(t *testing.T) {
 	}
 }
 
+// A destination that is not there must not hold up the messages for others, however many wait for it.
+func TestShuffleAroundAParkedPartition(t *testing.T) {
+	const parked, limit, total = 0, 40, 3000
+	w := &outboxWorld{t: t}
+	s := newShuffle(Origin{Epoch: 1}, 1, limit, 1<<20, func(k cluster.PartitionKey) cluster.PartitionID { return cluster.PartitionID(k) })
+	s.load = w.load
+	there, got := false, map[cluster.PartitionID][]uint64{}
+	var flight []ack
+	s.send = func(d cluster.PartitionID, b batch) error {
+		if d == parked && !there {
+			return ErrNotLeader
+		}
+		for _, m := range b.messages {
+			got[d] = append(got[d], m.index)
+		}
+		flight = append(flight, ack{dest: d, n: len(b.messages)})
+		return nil
+	}
+	now := time.Unix(0, 0)
+	step := func() {
+		t.Helper()
+		now = now.Add(20 * time.Millisecond)
+		acks := flight
+		flight = nil
+		for _, a := range acks {
+			s.acked(a.dest, a.n, a.err, now)
+		}
+		if s.pending() {
+			if err := s.refill(now); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if s.held > limit {
+			t.Fatalf("%d messages are held, the limit is %d", s.held, limit)
+		}
+	}
+	for i := range total {
+		m := outMessage{index: uint64(i) + 1, cmd: &recordpb.Command{PartitionKey: uint64(i % 3)}, bytes: 10}
+		w.stored = append(w.stored, m)
+		s.add(m, now)
+		step()
+	}
+	for i := 0; len(got[1])+len(got[2]) < total/3*2; i++ {
+		if i > total {
+			t.Fatalf("%d and %d of %d messages came to the others", len(got[1]), len(got[2]), total/3)
+		}
+		step()
+	}
+	if s.delivered() != 0 {
+		t.Fatalf("messages up to %d count as delivered, the first one is not", s.delivered())
+	}
+	there = true
+	for i := 0; s.delivered() < total; i++ {
+		if i > 10*total {
+			t.Fatalf("%d of %d messages came to the one that is there again", len(got[parked]), total/3)
+		}
+		step()
+	}
+	for d, indexes := range got {
+		for i, index := range indexes {
+			if index != uint64(i*3)+uint64(d)+1 {
+				t.Fatalf("destination %d got %d at %d", d, index, i)
+			}
+		}
+	}
+	if s.pending() || s.held != 0 || s.heldBytes != 0 || !s.wake(now).IsZero() {
+		t.Errorf("in the end %d messages of %d bytes are held", s.held, s.heldBytes)
+	}
+}
+
 func runShuffle(t *testing.T, seed uint64) {
 	w := &outboxWorld{t: t, rng: rand.New(rand.NewPCG(seed, 0)), applied: map[cluster.PartitionID][]uint64{},
 		flight: map[cluster.PartitionID][]inFlight{}, down: map[cluster.PartitionID]bool{}, heard: map[cluster.PartitionID]*Origin{}}
@@ -93,16 +174,7 @@ func runShuffle(t *testing.T, seed uint64) {
 	limitBytes := 1 + w.rng.IntN(4*shuffleBatchBytes)
 	s := newShuffle(Origin{Epoch: 1}, 1, 1+w.rng.IntN(20), limitBytes, lookup)
 	s.send = w.send
-	s.load = func(from uint64, limit, bytes int) (ms []outMessage, more bool, err error) {
-		for i := from; i <= uint64(len(w.stored)); i++ {
-			if len(ms) == limit || len(ms) > 0 && bytes <= 0 {
-				return ms, true, nil
-			}
-			ms = append(ms, w.stored[i-1])
-			bytes -= w.stored[i-1].bytes
-		}
-		return ms, false, nil
-	}
+	s.load = w.load
 	now := time.Unix(0, 0)
 	for step := 0; s.delivered() < total; step++ {
 		if step > 100_000 {
