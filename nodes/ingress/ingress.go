@@ -45,6 +45,10 @@ type Config struct {
 	// RequestSizeLimit is the largest body accepted, in bytes. Too low refuses legitimate calls with 413; too high lets a few
 	// callers use up the memory. Must be positive.
 	RequestSizeLimit int64
+	// RequestMemory is how much the bodies of the requests in progress may take together, in bytes; who would need more is
+	// answered 429. Bodies are held while calls wait, to be sent again if a leader changes. 0 means no limit: then a few
+	// clients can take all memory. Too low refuses calls although they would fit.
+	RequestMemory int64
 	// ConcurrentRequests is how many requests may be in progress; more are answered 429. 0 means no limit. Waiting calls
 	// count, so too low a limit refuses calls of a node that has nothing to do.
 	ConcurrentRequests int
@@ -70,7 +74,7 @@ type Config struct {
 // DefaultConfig is what a server without configuration uses.
 func DefaultConfig() Config {
 	return Config{
-		RequestSizeLimit: 32 << 20, RetryMin: 50 * time.Millisecond, RetryMax: time.Second,
+		RequestSizeLimit: 32 << 20, RequestMemory: 1 << 30, RetryMin: 50 * time.Millisecond, RetryMax: time.Second,
 		ReadHeaderTimeout: 10 * time.Second, BodyTimeout: 30 * time.Second, IdleTimeout: 2 * time.Minute,
 		MaxHeaderBytes: 64 << 10, MaxConcurrentStreams: 1000,
 	}
@@ -81,6 +85,8 @@ func (c Config) Validate() error {
 	switch {
 	case c.RequestSizeLimit <= 0 || c.RequestSizeLimit > math.MaxInt32:
 		return fmt.Errorf("ingress: request size limit is %d bytes, must be 1 to %d", c.RequestSizeLimit, math.MaxInt32)
+	case c.RequestMemory != 0 && c.RequestMemory < c.RequestSizeLimit:
+		return fmt.Errorf("ingress: request memory is %d bytes, must be 0 or at least the request size limit of %d", c.RequestMemory, c.RequestSizeLimit)
 	case c.ConcurrentRequests < 0:
 		return fmt.Errorf("ingress: concurrent requests limit is %d, must not be negative", c.ConcurrentRequests)
 	case c.RetryMin <= 0 || c.RetryMax < c.RetryMin:
@@ -122,6 +128,7 @@ type Ingress struct {
 	echo       *echo.Echo
 
 	inflight atomic.Int64
+	bodies   atomic.Int64 // bytes that the bodies of requests in progress take
 	// base is the parent of the contexts of all requests that come through Server; drain cancels it.
 	base  context.Context
 	drain context.CancelCauseFunc
@@ -145,7 +152,7 @@ func New(cfg Config, deps Deps) (*Ingress, error) {
 	if i.log == nil {
 		i.log = slog.New(slog.DiscardHandler)
 	}
-	i.metrics = newMetrics(deps.Metrics, &i.inflight)
+	i.metrics = newMetrics(deps.Metrics, &i.inflight, &i.bodies)
 	i.base, i.drain = context.WithCancelCause(context.Background())
 	i.echo = i.routes()
 	return i, nil
@@ -211,7 +218,6 @@ func (i *Ingress) serve(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	if i.cfg.ConcurrentRequests > 0 && n > int64(i.cfg.ConcurrentRequests) {
-		w.Header()["Retry-After"] = retryAfter
 		i.refuse(w, nil, errOverloaded)
 		return
 	}
@@ -223,6 +229,7 @@ func (i *Ingress) serve(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	q := &request{i: i, w: w, r: r, s: s, rt: rt, path: path, query: query}
+	defer q.release()
 	if err := q.serve(); err != nil {
 		i.refuse(w, q, err)
 	}
@@ -241,6 +248,9 @@ func (i *Ingress) refuse(w http.ResponseWriter, q *request, err error) {
 	i.metrics.count(kind, ref.status)
 	if q != nil && q.known {
 		i.metrics.invoked(q.rt.service, kind, ref.status)
+	}
+	if ref.status == http.StatusTooManyRequests {
+		w.Header()["Retry-After"] = retryAfter
 	}
 	writeRefusal(w, ref)
 }

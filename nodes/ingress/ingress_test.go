@@ -699,17 +699,68 @@ func TestSlowBodyIsRead(t *testing.T) {
 	}
 }
 
-// Announcing a large body takes no memory, sending it does.
+// Announcing a large body takes no memory, sending it does, and all of it is accounted for.
 func TestMemoryComesWithTheBody(t *testing.T) {
+	read := func(sent int, n int64) ([]byte, int64) {
+		taken := int64(0)
+		b, err := readGrowing(strings.NewReader(strings.Repeat("x", sent)), n, func(n int64) error { taken += n; return nil })
+		if err != nil {
+			t.Fatal(err)
+		}
+		return b, taken
+	}
 	for _, sent := range []int{0, 10, 4 << 10, 5 << 10, 5 * smallRequest} {
-		b, err := readGrowing(strings.NewReader(strings.Repeat("x", sent)), 32<<20)
-		if err != nil || len(b) != sent || cap(b) > max(4<<10, 2*sent) {
-			t.Errorf("%d bytes: %d in %d, %v", sent, len(b), cap(b), err)
+		if b, taken := read(sent, 32<<20); len(b) != sent || cap(b) > max(4<<10, 2*sent) || int64(cap(b)) != taken {
+			t.Errorf("%d bytes: %d in %d, taken %d", sent, len(b), cap(b), taken)
 		}
 	}
-	b, err := readGrowing(strings.NewReader(strings.Repeat("x", 200_000)), 150_000)
-	if err != nil || len(b) != 150_000 || cap(b) != 150_000 {
-		t.Errorf("%d in %d, %v", len(b), cap(b), err)
+	if b, taken := read(200_000, 150_000); len(b) != 150_000 || cap(b) != 150_000 || taken != 150_000 {
+		t.Errorf("%d in %d, taken %d", len(b), cap(b), taken)
+	}
+}
+
+// Bodies of requests that wait count, however many connections they come over; what they took is given back.
+func TestMemoryOfAllBodiesIsLimited(t *testing.T) {
+	const limit = 3 * smallRequest
+	release := make(chan struct{})
+	arrived := make(chan struct{}, 3)
+	p := &partitions{do: func(context.Context, *recordpb.Request) (*recordpb.Reply, error) {
+		arrived <- struct{}{}
+		<-release
+		return success("1"), nil
+	}}
+	i := newIngress(t, p, func(c *Config) { c.RequestSizeLimit, c.RequestMemory = limit, limit })
+	addr := serve(t, i)
+	answers := make(chan int, 3)
+	call := func(size int) {
+		answers <- exchange(t, addr, "POST", "/Svc/raw", strings.Repeat("x", size)).StatusCode
+	}
+	for range 2 {
+		go call(smallRequest)
+		<-arrived
+	}
+	for _, size := range []int{smallRequest + 1, 3 * smallRequest} { // one counts as it is read
+		r := exchange(t, addr, "POST", "/Svc/raw", strings.Repeat("x", size))
+		if got := bodyOf(t, r); r.StatusCode != 429 || !strings.Contains(got, "overloaded") || r.Header.Get("Retry-After") == "" {
+			t.Errorf("%d bytes: %d %s", size, r.StatusCode, got)
+		}
+	}
+	go call(smallRequest) // what was refused took nothing away
+	<-arrived
+	if r := exchange(t, addr, "POST", "/Svc/raw", "x"); r.StatusCode != 429 {
+		t.Errorf("one byte more: %d", r.StatusCode)
+	}
+	close(release)
+	for range 3 {
+		if code := <-answers; code != 200 {
+			t.Errorf("within the limit: %d", code)
+		}
+	}
+	for deadline := time.Now().Add(10 * time.Second); i.bodies.Load() != 0; { // an answer is there before its request has ended
+		if time.Now().After(deadline) {
+			t.Fatalf("%d bytes were not given back", i.bodies.Load())
+		}
+		<-time.After(time.Millisecond)
 	}
 }
 
@@ -850,6 +901,7 @@ func TestConfigValidate(t *testing.T) {
 		"request size": func(c *Config) { c.RequestSizeLimit = 0 }, "concurrent": func(c *Config) { c.ConcurrentRequests = -1 },
 		"retry": func(c *Config) { c.RetryMax = 1 }, "idle": func(c *Config) { c.IdleTimeout = 0 },
 		"header limit": func(c *Config) { c.MaxHeaderBytes = 1 }, "stream limit": func(c *Config) { c.MaxConcurrentStreams = 0 },
+		"request memory": func(c *Config) { c.RequestMemory = 1 },
 	} {
 		c := DefaultConfig()
 		change(&c)

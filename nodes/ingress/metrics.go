@@ -39,7 +39,7 @@ type serviceKey struct {
 	status  int
 }
 
-func newMetrics(reg prometheus.Registerer, inflight *atomic.Int64) *metrics {
+func newMetrics(reg prometheus.Registerer, inflight, bodies *atomic.Int64) *metrics {
 	m := &metrics{
 		requests: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "perdure_ingress_requests_total", Help: "Requests that were answered, by kind and HTTP status.",
@@ -79,7 +79,9 @@ func newMetrics(reg prometheus.Registerer, inflight *atomic.Int64) *metrics {
 	if reg != nil {
 		reg.MustRegister(m.requests, m.retries, tries, m.connected, m.left, m.byService, m.durationOf, seconds, prometheus.NewGaugeFunc(prometheus.GaugeOpts{
 			Name: "perdure_ingress_requests_in_progress", Help: "Requests that wait for their answer or are being read.",
-		}, func() float64 { return float64(inflight.Load()) }))
+		}, func() float64 { return float64(inflight.Load()) }), prometheus.NewGaugeFunc(prometheus.GaugeOpts{
+			Name: "perdure_ingress_request_memory_bytes", Help: "What the bodies of the requests in progress take.",
+		}, func() float64 { return float64(bodies.Load()) }))
 	}
 	return m
 }

@@ -11,7 +11,7 @@ import (
 // TestMetricsByService: invocations are counted per service, kind and status.
 func TestMetricsByService(t *testing.T) {
 	reg := prometheus.NewRegistry()
-	m := newMetrics(reg, new(atomic.Int64))
+	m := newMetrics(reg, new(atomic.Int64), new(atomic.Int64))
 	for range 2 {
 		m.invoked("Greeter", routeCall, 200)
 		m.took("Greeter", 3*time.Millisecond)

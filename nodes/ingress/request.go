@@ -26,6 +26,7 @@ type request struct {
 	start       time.Time
 	known       bool             // an invocation of a handler that is registered
 	read        bool             // the body is here
+	taken       int64            // bytes of memory for the body
 	span        *tracing.Ingress // nil: not traced, or not an invocation
 }
 
@@ -112,6 +113,9 @@ func (q *request) body() ([]byte, error) {
 		return nil, nil
 	}
 	if 0 < n && n <= smallRequest {
+		if err := q.take(n); err != nil {
+			return nil, err
+		}
 		b := make([]byte, n)
 		if _, err := io.ReadFull(q.r.Body, b); err != nil {
 			return nil, bodyError(err)
@@ -124,8 +128,10 @@ func (q *request) body() ([]byte, error) {
 		want = q.i.cfg.RequestSizeLimit + 1 // one byte too many tells that it is too large
 	}
 	src := &progressReader{r: q.r.Body, rc: http.NewResponseController(q.w), timeout: q.i.cfg.BodyTimeout, renewed: time.Now()}
-	b, err := readGrowing(src, want)
+	b, err := readGrowing(src, want, q.take)
 	switch {
+	case errors.Is(err, errOverloaded):
+		return nil, err
 	case err != nil:
 		return nil, bodyError(err)
 	case int64(len(b)) > q.i.cfg.RequestSizeLimit:
@@ -135,12 +141,32 @@ func (q *request) body() ([]byte, error) {
 	return b, nil
 }
 
-// readGrowing reads n bytes, or fewer up to the end.
-func readGrowing(r io.Reader, n int64) ([]byte, error) {
-	b := make([]byte, 0, min(n, 4<<10))
+// take reserves memory for the body.
+func (q *request) take(n int64) error {
+	q.taken += n
+	if all := q.i.bodies.Add(n); q.i.cfg.RequestMemory > 0 && all > q.i.cfg.RequestMemory {
+		return errOverloaded
+	}
+	return nil
+}
+
+// release gives back what the body took.
+func (q *request) release() {
+	if q.taken > 0 {
+		q.i.bodies.Add(-q.taken)
+	}
+}
+
+// readGrowing reads n bytes, or fewer up to the end. take is asked before memory is used.
+func readGrowing(r io.Reader, n int64, take func(int64) error) ([]byte, error) {
+	var b []byte
 	for int64(len(b)) < n {
 		if len(b) == cap(b) {
-			b = append(make([]byte, 0, min(n, 2*int64(cap(b)))), b...)
+			grown := min(n, max(4<<10, 2*int64(cap(b))))
+			if err := take(grown - int64(cap(b))); err != nil {
+				return nil, err
+			}
+			b = append(make([]byte, 0, grown), b...)
 		}
 		m, err := r.Read(b[len(b):cap(b)])
 		b = b[:len(b)+m]

@@ -179,7 +179,10 @@ type Ingress struct {
 	// RequestSizeLimit bounds a request body; larger ones get 413. Default: 32 MiB, at most the record size limit. Too
 	// high: a few large requests take the memory of many small ones.
 	RequestSizeLimit Bytes `key:"request-size-limit"`
-	// ConcurrentRequests bounds the requests in progress; more get 429. Default: none, memory is the limit.
+	// RequestMemoryLimit bounds what the bodies of the requests in progress take together; who would need more gets 429.
+	// Default: 1 GiB. Too low: calls with large bodies are refused while others wait. Too high: they take the memory.
+	RequestMemoryLimit Bytes `key:"request-memory-limit"`
+	// ConcurrentRequests bounds the requests in progress; more get 429. Default: none.
 	ConcurrentRequests *int `key:"concurrent-api-requests-limit"`
 	// MaxConcurrentStreams bounds the requests in progress on one HTTP/2 connection. Default: 1000. Too low: a client that
 	// multiplexes everything over one connection queues.
@@ -368,7 +371,7 @@ func DefaultConfig() Config {
 			MaxInterval:          time.Minute,
 			OnMaxAttempts:        OnMaxAttemptsPause,
 		},
-		Ingress:        Ingress{RequestSizeLimit: 32 * MiB, MaxConcurrentStreams: 1000},
+		Ingress:        Ingress{RequestSizeLimit: 32 * MiB, RequestMemoryLimit: GiB, MaxConcurrentStreams: 1000},
 		MetadataServer: MetadataServer{TickInterval: 100 * time.Millisecond, ElectionTicks: 10, LogTrimThreshold: 1000},
 		Bifrost:        defaultBifrost(),
 		Worker:         defaultWorker(),

@@ -41,6 +41,7 @@ func TestValidateNamesKeyAndRule(t *testing.T) {
 		{func(c *Config) { c.TLS.Mode = "require" }, "tls.mode", "no TLS"},
 		{func(c *Config) { c.Ingress.ConcurrentRequests = &zero }, "ingress.concurrent-api-requests-limit", "at least 1"},
 		{func(c *Config) { c.Ingress.RequestSizeLimit = 33 * MiB }, "ingress.request-size-limit", "between 1 B and 32.0 MiB"},
+		{func(c *Config) { c.Ingress.RequestMemoryLimit = MiB }, "ingress.request-memory-limit", "between 32.0 MiB and"},
 		{func(c *Config) { c.Ingress.BindAddress = "8080" }, "ingress.bind-address", "host:port"},
 		{func(c *Config) { c.Ingress.BindAddress = "x:http" }, "ingress.bind-address", `has port "http"`},
 		{func(c *Config) { c.Ingress.AdvertisedAddress = "here" }, "ingress.advertised-address", "must be a URL"},

@@ -390,7 +390,7 @@ const maxCleanupInterval = 10 * time.Second
 // serveAll starts the HTTP servers.
 func (n *Node) serveAll(m *membership, schemas *registry.Registry, s *services, w *worker.Worker) error {
 	ic := ingress.DefaultConfig()
-	ic.RequestSizeLimit = int64(n.cfg.Ingress.RequestSizeLimit)
+	ic.RequestSizeLimit, ic.RequestMemory = int64(n.cfg.Ingress.RequestSizeLimit), int64(n.cfg.Ingress.RequestMemoryLimit)
 	if l := n.cfg.Ingress.ConcurrentRequests; l != nil {
 		ic.ConcurrentRequests = *l
 	}

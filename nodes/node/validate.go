@@ -97,6 +97,7 @@ func (c *Config) validateAddresses(k *checks) {
 	k.positiveOrNone("ingress.concurrent-api-requests-limit", c.Ingress.ConcurrentRequests)
 	k.positiveOrNone("admin.concurrent-api-requests-limit", c.Admin.ConcurrentRequests)
 	k.size("ingress.request-size-limit", c.Ingress.RequestSizeLimit, 1, c.Bifrost.RecordSizeLimit)
+	k.size("ingress.request-memory-limit", c.Ingress.RequestMemoryLimit, c.Ingress.RequestSizeLimit, 1<<20*GiB)
 	for _, l := range []struct {
 		key, addr string
 		listener  Listener
