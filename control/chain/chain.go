@@ -19,6 +19,7 @@ import (
 	"sort"
 
 	"perdure/control/cluster"
+	"perdure/control/mutant"
 )
 
 // Params say which nodes hold a segment. They do not change during the life of the segment.
@@ -270,7 +271,7 @@ func (c Chain) Seal(expectLast cluster.SegmentIndex, seal Seal) (Chain, error) {
 // deleted; it is empty if the chain is unchanged.
 func (c Chain) TrimPrefix(trimPoint cluster.LSN) (Chain, []Segment) {
 	n := 0
-	for n+1 < len(c.segments) && c.segments[n+1].Base-1 <= trimPoint {
+	for n+1 < len(c.segments) && (c.segments[n+1].Base-1 <= trimPoint || mutant.Is(mutant.PrefixTooLong) && c.segments[n].Base <= trimPoint) {
 		n++
 	}
 	if n == 0 {

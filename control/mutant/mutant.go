@@ -19,6 +19,7 @@ const (
 	HolesAccepted    // a store that leaves an uncommitted hole is taken
 	LossIgnored      // a loglet whose durable records were lost is served as if it were complete
 	SealLossIgnored  // a loglet whose durable seal was lost takes appends again
+	TrimForgotten    // the point that a loglet was trimmed to is not read back
 	// Sequencer.
 	CommitByOne   // one durable copy commits a record
 	SealedTailAck // tails of sealed servers acknowledge appends
@@ -27,6 +28,7 @@ const (
 	TailIsKnown     // the tail of a sealed loglet is the highest one known to be committed
 	NoRepair        // records below the tail stay on fewer servers than a write quorum
 	RepairSkipsHole // repair leaves out what it does not find
+	PrefixTooLong   // a segment leaves the chain while its end is not trimmed
 	TrimUncommitted // a loglet is trimmed above its local tail
 	// Epochs and apply.
 	EpochIgnored     // commands of replaced leaders are applied
@@ -49,8 +51,8 @@ const (
 )
 
 var names = [Kinds]string{
-	"none", "ack-before-sync", "seal-not-durable", "stores-ignore-seal", "holes-accepted", "loss-ignored", "seal-loss-ignored",
-	"commit-by-one", "sealed-tail-ack", "seal-by-one", "tail-is-known", "no-repair", "repair-skips-hole",
+	"none", "ack-before-sync", "seal-not-durable", "stores-ignore-seal", "holes-accepted", "loss-ignored", "seal-loss-ignored", "trim-forgotten",
+	"commit-by-one", "sealed-tail-ack", "seal-by-one", "tail-is-known", "no-repair", "repair-skips-hole", "prefix-too-long",
 	"trim-uncommitted", "epoch-ignored", "dedup-dropped", "suspend-unchecked", "apply-reads-clock",
 	"lock-ignored", "completion-twice", "late-effects", "paused-is-deaf",
 	"failure-keeps-lock", "acts-before-fence", "outbox-early", "shuffle-no-rewind",

@@ -197,7 +197,7 @@ func HuntMutants(out io.Writer, only string, base uint64, budget time.Duration, 
 // store.
 func mutantWorld(k mutant.Kind) string {
 	switch {
-	case k == mutant.SealLossIgnored:
+	case k == mutant.SealLossIgnored || k == mutant.TrimForgotten:
 		return "pebble"
 	case k <= mutant.TrimUncommitted:
 		return "log"

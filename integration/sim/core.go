@@ -35,6 +35,12 @@ type core struct {
 	ctx        context.Context
 }
 
+// message is one of a partition's outbox.
+type message struct {
+	from  uint32
+	index uint64
+}
+
 // partitionWorld is what is known of one partition by everybody and by nobody.
 type partitionWorld struct {
 	id      cluster.PartitionID
@@ -49,6 +55,9 @@ type partitionWorld struct {
 	sent      map[uint64]bool
 	truncated uint64
 	durable   cluster.LSN // the highest durable point in the log
+	// arrived are the messages of each partition's outbox that are in the log, accepted the last one that counted.
+	arrived  map[message]bool
+	accepted map[uint32]uint64
 }
 
 func newCore(w *world) *core {
@@ -61,7 +70,7 @@ func newCore(w *world) *core {
 			keys.End = ^cluster.PartitionKey(0)
 		}
 		c.partitions = append(c.partitions, &partitionWorld{id: cluster.PartitionID(i), keys: keys, epochs: map[cluster.Epoch]cluster.GenNodeID{},
-			hashes: map[cluster.LSN][16]byte{}, sent: map[uint64]bool{}})
+			hashes: map[cluster.LSN][16]byte{}, sent: map[uint64]bool{}, arrived: map[message]bool{}, accepted: map[uint32]uint64{}})
 	}
 	c.services = newServices(w)
 	c.clients = newClients(c)
@@ -259,6 +268,9 @@ func (pr *processor) run(epoch cluster.Epoch, claim partition.Claim) {
 			pr.invoker = newInvoker(pr, h)
 			return pr.invoker
 		},
+	}
+	if w.cfg.single && w.cfg.has(Trim) {
+		cfg.FlushInterval, cfg.DurabilityStep = 5*time.Second, 10 // so that there is something to trim
 	}
 	proc, err := partition.New(cfg, pr.store)
 	if err != nil {
@@ -491,6 +503,9 @@ func (s *session) answer(err error) {
 
 // Ingest implements partition.Peers: it takes messages to the leader of a partition as it is known here.
 func (pr *processor) Ingest(d cluster.PartitionID, origin partition.Origin, cmds []*recordpb.Command, done func(error)) error {
+	if pr.fence == 0 || pr.proc.AppliedLSN() < pr.fence {
+		violated("fence", "a message by epoch %d of partition %d before its announcement was applied", pr.epoch, pr.p.id)
+	}
 	w, from := pr.n.w, pr.n
 	dest := pr.c.partitions[d].leader
 	if dest == nil || !dest.alive() || !dest.leading {
@@ -616,6 +631,7 @@ func (pr *processor) passed(e *bifrost.Entry) {
 		p.latest = append(p.latest, instant{e.LSN, e.Record.CreatedAt})
 	}
 	own := cmd.GetDedup().GetSelf()
+	p.dedup(e.LSN, cmd.GetDedup())
 	if t := cmd.GetTimer(); t != nil && t.FireAtMs > e.Record.CreatedAt {
 		violated("timers", "partition %d: record %d fires a timer of %d at %d", p.id, e.LSN, t.FireAtMs, e.Record.CreatedAt)
 	}
@@ -637,6 +653,20 @@ func (pr *processor) passed(e *bifrost.Entry) {
 		}
 		p.truncated = max(p.truncated, t.Index)
 	}
+}
+
+// dedup checks that no message of another partition is dropped because a later one came before it.
+func (p *partitionWorld) dedup(lsn cluster.LSN, d *recordpb.Dedup) {
+	by, ok := d.GetProducer().(*recordpb.Dedup_Partition)
+	if !ok {
+		return
+	}
+	m := message{by.Partition, d.Sequence}
+	if d.Sequence <= p.accepted[m.from] && !p.arrived[m] {
+		violated("dedup", "partition %d: record %d is message %d of partition %d, message %d was taken before it", p.id, lsn, m.index, m.from, p.accepted[m.from])
+	}
+	p.arrived[m] = true
+	p.accepted[m.from] = max(p.accepted[m.from], d.Sequence)
 }
 
 // clock checks that the time in the log does not go back by what a leader writes: its records are not older than what

@@ -153,7 +153,7 @@ func (h *logHandle) sealedTail(c chain.Chain, done func(cluster.LSN)) {
 	if d := h.driver; d != nil && d.Params().ID == seg.Loglet {
 		f.Know(d.Stop(loglet.ErrSealed))
 	}
-	began := h.n.w.oracle.acked(seg.Loglet)
+	began := h.n.w.oracle.atLeast(seg.Loglet)
 	h.n.machine(f, func() {
 		res, _ := f.Done()
 		h.n.w.oracle.found(seg, res, began)
@@ -289,7 +289,7 @@ func (h *logHandle) follow(seg chain.Segment) {
 		if gone {
 			f.SequencerGone()
 		}
-		began := w.oracle.acked(seg.Loglet)
+		began := w.oracle.atLeast(seg.Loglet)
 		h.n.machine(f, func() {
 			res, _ := f.Done()
 			w.oracle.found(seg, res, began)

@@ -23,8 +23,10 @@ type seen struct {
 	sealedAt  cluster.Offset // lowest sealed tail that anybody was told, 0 none
 	trim      cluster.Offset // highest that a trim was asked for
 	quorum    *cluster.Quorum
-	sealed    map[cluster.NodeID]bool // whose seal was seen
-	checked   cluster.Offset          // copies are counted up to here
+	sealed    map[cluster.NodeID]bool           // whose seal was seen
+	trimmed   map[cluster.NodeID]cluster.Offset // who has trimmed up to where, durably
+	checked   cluster.Offset                    // copies are counted up to here
+	told      cluster.Offset                    // highest tail that anybody was told
 }
 
 // seenLog is what is known of one log.
@@ -43,7 +45,7 @@ func newOracle(w *world) *oracle {
 func (o *oracle) of(id cluster.LogletID) *seen {
 	s := o.loglets[id]
 	if s == nil {
-		s = &seen{committed: 1, checked: 1, sealed: map[cluster.NodeID]bool{}}
+		s = &seen{committed: 1, checked: 1, sealed: map[cluster.NodeID]bool{}, trimmed: map[cluster.NodeID]cluster.Offset{}}
 		o.loglets[id] = s
 	}
 	return s
@@ -86,9 +88,21 @@ func (o *oracle) durable(n *node, l *logserver.Loglet, w *logserver.Write) {
 	if w.Kind == logserver.WriteSeal {
 		o.of(w.Loglet).sealed[n.id] = true
 	}
+	if w.Kind == logserver.WriteTrim {
+		o.trimmed(n, w, st)
+	}
+}
+
+// trimmed: a server has deleted a prefix.
+func (o *oracle) trimmed(n *node, w *logserver.Write, st logserver.StateReply) {
+	s := o.of(w.Loglet)
 	if st.TrimPoint >= st.LocalTail {
 		violated("trim", "node %s trimmed loglet %s to %d, its tail is %d", n.id, w.Loglet, st.TrimPoint, st.LocalTail)
 	}
+	if w.TrimPoint > s.trim || w.TrimPoint <= s.trimmed[n.id] {
+		violated("trim", "node %s trims loglet %s from %d to %d, asked was for %d", n.id, w.Loglet, s.trimmed[n.id], w.TrimPoint, s.trim)
+	}
+	s.trimmed[n.id] = w.TrimPoint
 }
 
 // complete is L1: between the tail that a server knows to be committed and its own it has everything.
@@ -118,6 +132,9 @@ func (o *oracle) loaded(n *node, id cluster.LogletID, l *logserver.Loglet) {
 	o.complete(n, id, st.KnownGlobalTail, st.LocalTail)
 	if o.of(id).sealed[n.id] && !st.Sealed {
 		violated("seal", "node %s has forgotten that loglet %s is sealed", n.id, id)
+	}
+	if was := o.of(id).trimmed[n.id]; st.TrimPoint < was && !(n.id == o.w.cfg.victim && o.w.victimLost) {
+		violated("trim", "node %s had trimmed loglet %s to %d and comes back with %d", n.id, id, was, st.TrimPoint)
 	}
 }
 
@@ -190,8 +207,11 @@ func (o *oracle) known(log cluster.LogID, lsn cluster.LSN, r *logserver.Record, 
 	}
 }
 
-// acked is the tail of what was acknowledged in a loglet until now.
-func (o *oracle) acked(id cluster.LogletID) cluster.Offset { return o.of(id).committed }
+// atLeast is the least tail that a finder which begins now may find: what was acknowledged, and what was told before.
+func (o *oracle) atLeast(id cluster.LogletID) cluster.Offset {
+	s := o.of(id)
+	return max(s.committed, s.told)
+}
 
 // told: a sequencer has told its tail.
 func (o *oracle) told(id cluster.LogletID, tail cluster.Offset) {
@@ -200,13 +220,14 @@ func (o *oracle) told(id cluster.LogletID, tail cluster.Offset) {
 	}
 }
 
-// found: a finder has found a tail; before is what had been acknowledged when it began.
+// found: a finder has found a tail; before is what atLeast was when it began.
 func (o *oracle) found(seg chain.Segment, res loglet.TailResult, before cluster.Offset) {
 	s := o.of(seg.Loglet)
 	o.w.trace("found", uint64(seg.Loglet), uint64(res.Tail), uint64(b2i(res.Sealed)))
 	if res.Tail < before {
-		violated("durable acknowledgements", "loglet %s: tail %d was found, but %d was acknowledged before", seg.Loglet, res.Tail, before-1)
+		violated("durable acknowledgements", "loglet %s: tail %d was found, but %d was acknowledged or told before", seg.Loglet, res.Tail, before-1)
 	}
+	s.told = max(s.told, res.Tail)
 	if res.Sealed {
 		if res.Tail < s.committed {
 			violated("durable acknowledgements", "loglet %s ends at %d, but %d is acknowledged", seg.Loglet, res.Tail, s.committed-1)
@@ -270,7 +291,17 @@ func (o *oracle) chained(log cluster.LogID, c chain.Chain, version uint64) {
 	if last := c.Last(); !l.chain.IsZero() && last.Index() < l.chain.LastIndex() {
 		violated("chain", "log %d goes back from segment %d to %d", log, l.chain.LastIndex(), last.Index())
 	}
+	for i := 0; i < l.chain.Len() && l.chain.Segment(i).Index() < c.First().Index(); i++ {
+		if tail, closed := l.chain.Tail(i); (!closed || tail-1 > l.trim) && !l.replaced(i, c) {
+			violated("chain", "log %d loses segment %d with tail %d, it is trimmed to %d", log, l.chain.Segment(i).Index(), tail, l.trim)
+		}
+	}
 	l.chain, l.version = c, version
+}
+
+// replaced reports whether an empty segment has made room for its successor.
+func (l *seenLog) replaced(i int, c chain.Chain) bool {
+	return i+1 == l.chain.Len() && c.First().Base == l.chain.Segment(i).Base
 }
 
 // delivered: a reader has passed an entry. expect is the position that it has to be at.

@@ -25,6 +25,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 
 	"perdure/control/cluster"
+	"perdure/control/mutant"
 	"perdure/nodes/logserver"
 )
 
@@ -506,6 +507,9 @@ func (s *Store) Load(id cluster.LogletID) (logserver.Meta, error) {
 	}
 	if err = errors.Join(err, it.Close()); err != nil {
 		return m, fmt.Errorf("read metadata rows: %w", asCorrupt(err))
+	}
+	if mutant.Is(mutant.TrimForgotten) {
+		m.TrimPoint = 0
 	}
 	last, err := s.lastOffset(id)
 	if err != nil {
