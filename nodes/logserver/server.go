@@ -16,7 +16,7 @@ type Store interface {
 	// their owners are told in that order, never from within Enqueue. The store keeps w and its
 	// records until then. An error means that neither w nor a later write is taken.
 	Enqueue(w *Write) error
-	// Backlogged reports whether so much waits for the disk that new records should be refused.
+	// Backlogged reports whether so much waits for the disk, or so little room is on it, that new records should be refused.
 	Backlogged() bool
 	// Load reads what is remembered of a loglet; an unknown loglet is empty, not an error.
 	Load(id cluster.LogletID) (Meta, error)

@@ -14,6 +14,7 @@ type metrics struct {
 	bytes   prometheus.Counter
 	records prometheus.Counter
 	size    prometheus.Summary
+	full    prometheus.Gauge
 }
 
 func newMetrics(r prometheus.Registerer) (*metrics, error) {
@@ -40,10 +41,13 @@ func newMetrics(r prometheus.Registerer) (*metrics, error) {
 	m.size = prometheus.NewSummary(prometheus.SummaryOpts{
 		Name: "restate_log_server_write_batch_size_bytes", Help: "Size of the batches that became durable.",
 	})
+	m.full = prometheus.NewGauge(prometheus.GaugeOpts{
+		Name: "perdure_logstore_disk_full", Help: "1 while records are refused because the disk is nearly full.",
+	})
 	if r == nil {
 		return m, nil
 	}
-	for _, c := range []prometheus.Collector{m.commit, m.writes, m.batches, m.bytes, m.records, m.size} {
+	for _, c := range []prometheus.Collector{m.commit, m.writes, m.batches, m.bytes, m.records, m.size, m.full} {
 		if err := r.Register(c); err != nil {
 			return nil, err
 		}

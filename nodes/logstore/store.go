@@ -53,8 +53,13 @@ type Config struct {
 	// QueueBytes is how much may wait for the disk before the store calls itself backlogged;
 	// default 64 MiB.
 	QueueBytes int64
-	// HintInterval is how often durable tails and seals are noted outside of the database; default 1 s. Records
-	// and seals that the disk loses silently within that time of their fsync are not noticed.
+	// MinFree is how many bytes must be free on the disk for the store not to call itself backlogged; default
+	// 128 MiB, or a twentieth of a smaller disk. What is left is for seals, trims and the tables that they clean up:
+	// when the disk is full in earnest the store has failed, and the node does not start.
+	MinFree uint64
+	// HintInterval is how often durable tails and seals are noted outside of the database, and the free space is
+	// looked at; default 1 s. Records and seals that the disk loses silently within that time of their fsync are not
+	// noticed.
 	HintInterval time.Duration
 	// OnFatal is told the first error that ended the handle, on a goroutine of the store; it must not
 	// block. May be nil.
@@ -106,6 +111,7 @@ type Store struct {
 		failure error // why those taken do not become durable; sticky, nil after an orderly Close
 	}
 	queued  atomic.Int64  // bytes enqueued and not yet durable
+	full    atomic.Bool   // less than MinFree is free
 	scratch []byte        // of the write loop: compressed payload
 	wake    chan struct{} // 1-buffered: the queue has something, or was closed
 	syncing chan *group   // batches on their way to the disk, in order
@@ -146,6 +152,7 @@ func Open(cfg Config) (*Store, error) {
 		s.cache.Unref()
 		return nil, errors.Join(fmt.Errorf("open log database: %w", asCorrupt(err)), s.tails.close())
 	}
+	s.checkRoom()
 	s.wg.Go(s.writeLoop)
 	s.wg.Go(s.syncLoop)
 	s.wg.Go(s.hintLoop)
@@ -291,7 +298,7 @@ func (s *Store) Enqueue(w *logserver.Write) error {
 }
 
 // Backlogged implements logserver.Store.
-func (s *Store) Backlogged() bool { return s.queued.Load() > s.cfg.QueueBytes }
+func (s *Store) Backlogged() bool { return s.queued.Load() > s.cfg.QueueBytes || s.full.Load() }
 
 func (s *Store) signal() {
 	select {
@@ -478,13 +485,39 @@ func (s *Store) syncLoop() {
 	}
 }
 
-// hintLoop notes the durable tails that moved and the seals, each HintInterval and at the end.
+// checkRoom looks whether there is room for more records. Where the file system can not tell, there is.
+func (s *Store) checkRoom() {
+	usage, err := s.cfg.FS.GetDiskUsage(s.cfg.Dir)
+	if err != nil {
+		return
+	}
+	least := s.cfg.MinFree
+	if least == 0 {
+		least = min(defaultMinFree, usage.TotalBytes/20)
+	}
+	full := usage.AvailBytes < least
+	if s.full.Swap(full) == full {
+		return
+	}
+	if full {
+		s.metrics.full.Set(1)
+		s.cfg.Logger.Error("log disk is nearly full, records are refused until there is room again", "free_bytes", usage.AvailBytes, "least_bytes", least)
+	} else {
+		s.metrics.full.Set(0)
+		s.cfg.Logger.Info("log disk has room again", "free_bytes", usage.AvailBytes)
+	}
+}
+
+const defaultMinFree = 128 << 20
+
+// hintLoop notes the durable tails that moved and the seals, and looks for room on the disk, each HintInterval.
 func (s *Store) hintLoop() {
 	t := time.NewTicker(s.cfg.HintInterval)
 	defer t.Stop()
 	for {
 		select {
 		case <-t.C:
+			s.checkRoom()
 			if err := s.tails.flush(); err != nil {
 				s.fail(fmt.Errorf("write tail hints: %w", err))
 				return

@@ -730,6 +730,50 @@ func TestOpenOnAFullDisk(t *testing.T) {
 	full.Store(false) // what was given up ends
 }
 
+// smallDisk has as much room as the test says.
+type smallDisk struct {
+	vfs.FS
+	free atomic.Uint64
+}
+
+func (d *smallDisk) GetDiskUsage(string) (vfs.DiskUsage, error) {
+	return vfs.DiskUsage{AvailBytes: d.free.Load(), TotalBytes: 10 << 30}, nil
+}
+
+// TestNearlyFullDisk: no records are taken, but seals and trims, which make room; with room it goes on.
+func TestNearlyFullDisk(t *testing.T) {
+	fs := &smallDisk{FS: vfs.NewMem()}
+	fs.free.Store(defaultMinFree)
+	s := open(t, fs, func(c *Config) { c.HintInterval = time.Millisecond })
+	await := func(want bool) {
+		t.Helper()
+		for limit := time.Now().Add(10 * time.Second); s.Backlogged() != want; runtime.Gosched() {
+			if time.Now().After(limit) {
+				t.Fatalf("backlogged is %v with %d bytes free", !want, fs.free.Load())
+			}
+		}
+	}
+	if s.Backlogged() {
+		t.Error("a store with room is backlogged")
+	}
+	store(t, s, 5, 1, 10)
+	fs.free.Store(defaultMinFree - 1)
+	await(true)
+	must(t, s, &logserver.Write{Loglet: 5, Kind: logserver.WriteTrim, TrimPoint: 4})
+	must(t, s, &logserver.Write{Loglet: 5, Kind: logserver.WriteSeal})
+	if err := s.Close(); err != nil {
+		t.Fatal(err)
+	}
+	s = open(t, fs, nil)
+	if !s.Backlogged() {
+		t.Error("a store that is opened on a nearly full disk takes records")
+	}
+	_ = s.Close()
+	s = open(t, fs, func(c *Config) { c.HintInterval = time.Millisecond })
+	fs.free.Store(defaultMinFree)
+	await(false)
+}
+
 func TestBacklog(t *testing.T) {
 	s := open(t, vfs.NewMem(), func(c *Config) { c.QueueBytes = 1000 })
 	if s.Backlogged() {
