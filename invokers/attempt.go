@@ -47,8 +47,9 @@ type attempt struct {
 	startedAt time.Time
 	span      *tracing.Attempt // nil: not traced
 
-	send sender
-	idle watchdog
+	replay replay
+	send   sender
+	idle   watchdog
 }
 
 func newAttempt(inv *invocation, fresh *Journal) *attempt {
@@ -230,7 +231,8 @@ var errStale = errors.New("the invocation runs in another incarnation")
 
 // open opens the exchange and sends Start and journal.
 func (a *attempt) open() (*failure, error) {
-	w := newReplay(a)
+	w := &a.replay
+	w.prepare(a)
 	if !a.send.reserve(w.size) {
 		return &failure{yielded: true}, nil
 	}
@@ -401,9 +403,6 @@ func (a *attempt) end(last *invocationpb.Effect) error {
 
 // add collects an effect, behind the pinned deployment if this is the first progress of the invocation.
 func (a *attempt) add(e *invocationpb.Effect) {
-	if a.effects == nil {
-		a.effects = make([]*invocationpb.Effect, 0, 4)
-	}
 	if !a.pinned {
 		a.pinned = true
 		a.effects = append(a.effects, pinnedEffect(a.deployment.ID, a.version))

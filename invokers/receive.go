@@ -28,7 +28,7 @@ func (a *attempt) read() (*failure, error) {
 			}
 			return a.broken(err)
 		}
-		n, need, f := a.wholeFrames(buf)
+		n, count, need, f := a.wholeFrames(buf)
 		if n > 0 {
 			frames := buf[:n:n]
 			if n >= handOver && cap(buf) > readBufferSize {
@@ -38,7 +38,7 @@ func (a *attempt) read() (*failure, error) {
 				frames = append(make([]byte, 0, n), frames...)
 				buf = buf[:copy(buf, buf[n:])]
 			}
-			if f, err := a.process(frames); f != nil || err != nil {
+			if f, err := a.process(frames, count); f != nil || err != nil {
 				if errors.Is(err, errOver) {
 					err = nil
 				}
@@ -69,19 +69,20 @@ func (a *attempt) fill(buf []byte) ([]byte, error) {
 	}
 }
 
-// wholeFrames is the length of the whole frames at the start of b, and the length that b must reach to hold
+// wholeFrames is the length and the number of the whole frames at the start of b, and the length that b must reach to hold
 // another one. The failure, if any, comes behind those frames.
-func (a *attempt) wholeFrames(b []byte) (n, need int, f *failure) {
+func (a *attempt) wholeFrames(b []byte) (n, count, need int, f *failure) {
 	rest := b
 	for {
 		_, after, more, ok, err := protocol.Split(rest, a.pool.cfg.MessageSizeLimit)
 		if err != nil {
-			return n, 0, newFailure(codeTooLarge, "%v", err)
+			return n, count, 0, newFailure(codeTooLarge, "%v", err)
 		}
 		if !ok {
-			return n, n + more, nil
+			return n, count, n + more, nil
 		}
 		n, rest = n+len(rest)-len(after), after
+		count++
 	}
 }
 
@@ -101,9 +102,15 @@ func (a *attempt) reserve(buf []byte, need int) ([]byte, *failure) {
 	return append(make([]byte, 0, size), buf...), nil
 }
 
-// process takes whole frames, which it keeps. What came before a failure is collected, and is proposed
+// process takes count whole frames, which it keeps. What came before a failure is collected, and is proposed
 // with what follows from the failure.
-func (a *attempt) process(frames []byte) (*failure, error) {
+func (a *attempt) process(frames []byte, count int) (*failure, error) {
+	if a.effects == nil {
+		if !a.pinned {
+			count++
+		}
+		a.effects = make([]*invocationpb.Effect, 0, count)
+	}
 	for len(frames) > 0 {
 		f, rest, _, _, err := protocol.Split(frames, a.pool.cfg.MessageSizeLimit)
 		if err != nil {

@@ -357,9 +357,10 @@ type replay struct {
 // writeChunk is the size of the pieces in which bigger replays are written.
 const writeChunk = 64 << 10
 
-func newReplay(a *attempt) *replay {
+// prepare makes the replay of an attempt whose journal was read.
+func (r *replay) prepare(a *attempt) {
 	j := a.journal
-	r := &replay{journal: j, start: protocol.Start{
+	*r = replay{journal: j, start: protocol.Start{
 		ID: j.ID, DebugID: a.printableID, KnownEntries: uint32(len(j.Entries)),
 		Key: j.Target.GetKey(), RandomSeed: ident.RandomSeed(j.ID), PartialState: true,
 	}}
@@ -399,12 +400,22 @@ func newReplay(a *attempt) *replay {
 	if r.kept = a.endpoint.address.IsLambda(); r.kept {
 		r.size += r.size / 3 // it sends base64
 	}
-	return r
 }
 
-// writeTo writes the replay: a short one in one piece, a long one in chunks, in which only small entries are
-// copied. Then it lets go of the journal.
+// writeTo writes the replay and lets go of the journal.
 func (r *replay) writeTo(s *sender) error {
+	err := r.write(s)
+	r.journal, r.start = nil, protocol.Start{}
+	if !r.kept {
+		s.mu.Lock()
+		s.lease.shrink(r.size)
+		s.mu.Unlock()
+	}
+	return err
+}
+
+// write writes a short replay in one piece, a long one in chunks, in which only small entries are copied.
+func (r *replay) write(s *sender) error {
 	pooled := replayBuffers.Get().(*[]byte)
 	defer replayBuffers.Put(pooled)
 	buf := protocol.AppendStart((*pooled)[:0], &r.start)
@@ -432,17 +443,10 @@ func (r *replay) writeTo(s *sender) error {
 	if cap(buf) <= 4*writeChunk {
 		*pooled = buf[:0]
 	}
-	var err error
-	if len(buf) > 0 {
-		err = s.write(buf)
+	if len(buf) == 0 {
+		return nil
 	}
-	r.journal, r.start = nil, protocol.Start{}
-	if !r.kept {
-		s.mu.Lock()
-		s.lease.shrink(r.size)
-		s.mu.Unlock()
-	}
-	return err
+	return s.write(buf)
 }
 
 var replayBuffers = sync.Pool{New: func() any { b := make([]byte, 0, 4<<10); return &b }}
