@@ -233,7 +233,7 @@ func (w *awaiting) isSink(callee *storepb.Invocation, n uint32) bool {
 			return true
 		}
 	}
-	return false
+	return callee.MoreSinks > 0 // it may be in a row of its own, in the other partition
 }
 
 // promise needs the waiter to be registered with a promise that is not completed.

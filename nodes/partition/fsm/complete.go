@@ -47,10 +47,8 @@ func (m *Machine) complete(r *row, res *invocationpb.Result) error {
 		a := m.out.add(ActEnded)
 		a.ID, a.Ended = r.id, &Ended{inv.Target, inv.TraceParent, inv.TraceState, res.GetFailure() != nil}
 	}
-	for _, s := range inv.Sinks {
-		if err := m.answer(s, res, inv.Target, 0); err != nil {
-			return err
-		}
+	if err := m.answerAll(r, res); err != nil {
+		return err
 	}
 	if err := m.dropAwaited(r); err != nil {
 		return err
@@ -75,8 +73,7 @@ func (m *Machine) retain(r *row, res *invocationpb.Result) error {
 	inv := r.inv
 	inv.Status = storepb.Invocation_COMPLETED
 	inv.CompletedAtMs = m.now
-	inv.Sinks, inv.Awaiting = nil, nil
-	inv.PauseRequested = false
+	inv.Awaiting, inv.PauseRequested = nil, false
 	inv.Failure = res.GetFailure()
 	if err := m.setExpiry(r, false); err != nil {
 		return err
@@ -211,6 +208,33 @@ func (m *Machine) deleteSleeps(r *row, prefix []byte) error {
 	return err
 }
 
+// answerAll sends the result of an invocation to all its sinks, and forgets them.
+func (m *Machine) answerAll(r *row, res *invocationpb.Result) error {
+	inv := r.inv
+	sinks := inv.Sinks
+	if inv.MoreSinks > 0 {
+		prefix := keyspace.AppendSinkPrefix(nil, &r.id)
+		err := m.txn.Scan(prefix, keyspace.PrefixEnd(nil, prefix), func(key, _ []byte) (bool, error) {
+			s, err := keyspace.SinkOf(key)
+			sinks = append(sinks, s)
+			return true, err
+		})
+		if err != nil {
+			return err
+		}
+		if err := m.deletePrefix(prefix); err != nil {
+			return err
+		}
+	}
+	inv.Sinks, inv.MoreSinks = nil, 0
+	for _, s := range sinks {
+		if err := m.answer(s, res, inv.Target, 0); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
 // answer sends a result to a sink.
 func (m *Machine) answer(s *invocationpb.Sink, res *invocationpb.Result, t *invocationpb.Target, expiresAtMs uint64) error {
 	if len(s.RequestId) > 0 {
@@ -247,12 +271,10 @@ func (m *Machine) result(r *row) (*invocationpb.Result, error) {
 // remove takes back an invocation that has not begun. Nothing of it is retained.
 func (m *Machine) remove(r *row, res *invocationpb.Result) error {
 	inv := r.inv
-	for _, s := range inv.Sinks {
-		if err := m.answer(s, res, inv.Target, 0); err != nil {
-			return err
-		}
+	err := m.answerAll(r, res)
+	if err != nil {
+		return err
 	}
-	var err error
 	switch inv.Status {
 	case storepb.Invocation_SCHEDULED:
 		err = m.deleteTimer(keyspace.TimerKey{FireAtMs: inv.ExecutionTimeMs, Kind: keyspace.TimerInvoke, ID: r.id})
@@ -281,8 +303,7 @@ func (m *Machine) attach(a *recordpb.Attach) error {
 	if r.status() == storepb.Invocation_COMPLETED {
 		return m.answerCompleted(r, a.Sink)
 	}
-	m.addSink(r, a.Sink)
-	return nil
+	return m.addSink(r, a.Sink)
 }
 
 func (m *Machine) getOutput(g *recordpb.GetOutput) error {

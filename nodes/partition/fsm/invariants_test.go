@@ -19,6 +19,7 @@ type tables struct {
 	invocations map[ident.InvocationID]*storepb.Invocation
 	journals    map[ident.InvocationID][]keyspace.Entry
 	awaited     map[ident.InvocationID]int
+	sinks       map[ident.InvocationID]int
 	completions map[ident.InvocationID]map[uint32]*storepb.Awaited
 	events      map[ident.InvocationID]int
 	outputs     map[ident.InvocationID]bool
@@ -46,7 +47,7 @@ func decodeInto[T message](v []byte, m T) T {
 func readTables(txn *memTxn) *tables {
 	t := &tables{
 		invocations: map[ident.InvocationID]*storepb.Invocation{}, journals: map[ident.InvocationID][]keyspace.Entry{},
-		awaited: map[ident.InvocationID]int{}, completions: map[ident.InvocationID]map[uint32]*storepb.Awaited{},
+		awaited: map[ident.InvocationID]int{}, sinks: map[ident.InvocationID]int{}, completions: map[ident.InvocationID]map[uint32]*storepb.Awaited{},
 		events: map[ident.InvocationID]int{}, outputs: map[ident.InvocationID]bool{},
 		locks: map[keyspace.Object]*storepb.Lock{}, inbox: map[keyspace.Object]map[uint64]*storepb.Inboxed{},
 		timers: map[keyspace.TimerKey]bool{}, expiry: map[keyspace.ExpiryKey]bool{},
@@ -83,6 +84,9 @@ func (t *tables) add(key, v []byte) {
 		}
 	case keyspace.TagEvent:
 		t.events[must(keyspace.InvocationOf(key))]++
+	case keyspace.TagSink:
+		must(keyspace.SinkOf(key))
+		t.sinks[must(keyspace.InvocationOf(key))]++
 	case keyspace.TagOutput:
 		t.outputs[must(keyspace.InvocationOf(key))] = true
 	case keyspace.TagLock:
@@ -120,7 +124,7 @@ func (t *tables) check(c *storepb.Counters) (bad []string) {
 	if expiry != len(t.expiry) {
 		complain("%d rows in the expiry index, want %d", len(t.expiry), expiry)
 	}
-	for _, m := range []map[ident.InvocationID]int{t.awaited, t.events} {
+	for _, m := range []map[ident.InvocationID]int{t.awaited, t.events, t.sinks} {
 		for id := range m {
 			if t.invocations[id] == nil {
 				complain("%d rows of %s are left", m[id], id)
@@ -204,7 +208,7 @@ func (t *tables) checkInvocation(id ident.InvocationID, inv *storepb.Invocation,
 		if inv.JournalRetentionMs > 0 && inv.JournalRetentionMs < inv.CompletionRetentionMs && inv.Entries > 0 {
 			expiry++
 		}
-		if inv.Awaited != 0 || len(inv.Sinks) != 0 || inv.Awaiting != nil {
+		if inv.Awaited != 0 || len(inv.Sinks) != 0 || inv.MoreSinks != 0 || inv.Awaiting != nil {
 			complain("%s is completed and still waits: %v", id, inv)
 		}
 		if inv.Failure == nil && inv.Output == 0 && !inv.OutputKept {
@@ -221,6 +225,9 @@ func (t *tables) checkInvocation(id ident.InvocationID, inv *storepb.Invocation,
 		inFlight = true
 	default:
 		complain("%s has status %s", id, inv.Status)
+	}
+	if n := t.sinks[id]; n != int(inv.MoreSinks) {
+		complain("%s has %d rows of sinks, its status row says %d", id, n, inv.MoreSinks)
 	}
 	if inv.PauseRequested && inv.Status != storepb.Invocation_INVOKED {
 		complain("%s is %s and is to be paused", id, inv.Status)

@@ -2,6 +2,7 @@ package fsm
 
 import (
 	"bytes"
+	"fmt"
 
 	"perdure/control/ident"
 	"perdure/control/mutant"
@@ -130,19 +131,35 @@ func (m *Machine) duplicate(r *row, x *invocationpb.Invocation) error {
 	case r.status() == storepb.Invocation_COMPLETED:
 		return m.answerCompleted(r, x.Sink)
 	}
-	m.addSink(r, x.Sink)
-	return nil
+	return m.addSink(r, x.Sink)
 }
 
+// sinksInRow is how many sinks a status row holds. Most invocations have one or none; one that is waited for by many,
+// or again and again for a long time, has the others in rows of their own, so that its status row stays small.
+const sinksInRow = 16
+
 // addSink makes a sink wait for the invocation; the same one only once.
-func (m *Machine) addSink(r *row, s *invocationpb.Sink) {
+func (m *Machine) addSink(r *row, s *invocationpb.Sink) error {
 	for _, old := range r.inv.Sinks {
 		if sameSink(old, s) {
-			return
+			return nil
 		}
 	}
-	r.inv.Sinks = append(r.inv.Sinks, s)
+	if len(r.inv.Sinks) < sinksInRow {
+		r.inv.Sinks = append(r.inv.Sinks, s)
+		m.touch(r)
+		return nil
+	}
+	var err error
+	if m.key, err = keyspace.AppendSink(m.key[:0], &r.id, s); err != nil {
+		return fmt.Errorf("encode a sink of %s: %w", r.id, err)
+	}
+	if _, known, err := m.txn.Get(m.key); known || err != nil {
+		return err
+	}
+	r.inv.MoreSinks++
 	m.touch(r)
+	return m.txn.Set(m.key, nil)
 }
 
 func sameSink(a, b *invocationpb.Sink) bool {

@@ -348,6 +348,58 @@ func TestAttachAndGetOutput(t *testing.T) {
 	}
 }
 
+// However many wait for an invocation, and however often they ask, its status row stays small and each is answered once.
+func TestManySinks(t *testing.T) {
+	const many = 5 * sinksInRow
+	for name, c := range map[string]struct {
+		delay uint64
+		end   func(w *world, id ident.InvocationID) []Action
+	}{
+		"ends":    {0, func(w *world, id ident.InvocationID) []Action { return w.effects(id, output("x"), end()) }},
+		"removed": {1000, func(w *world, id ident.InvocationID) []Action { return w.apply(kill(id)) }},
+	} {
+		t.Run(name, func(t *testing.T) {
+			w := newWorld(t)
+			x := request(service("A"), 1)
+			x.ExecutionTimeMs = w.now + c.delay
+			w.invoke(x)
+			id := ident.InvocationID(x.Id)
+			attach := func(s *invocationpb.Sink) {
+				w.apply(&recordpb.Command{Kind: &recordpb.Command_Attach{Attach: &recordpb.Attach{InvocationId: id[:], Sink: s}}})
+			}
+			for i := range many {
+				caller := idFor(service("B"), i)
+				for range 2 {
+					attach(&invocationpb.Sink{RequestId: requestID(100 + i)})
+					attach(&invocationpb.Sink{Caller: caller[:], CompletionId: 7, Life: uint64(i)})
+				}
+			}
+			if n := w.row(id).SizeVT(); n > 64*sinksInRow {
+				t.Errorf("the status row has %d bytes", n)
+			}
+			if n := w.count(keyspace.TagSink); n != 1+2*many-sinksInRow || n != int(w.row(id).MoreSinks) {
+				t.Errorf("%d sinks have rows of their own, the status row says %d", n, w.row(id).MoreSinks)
+			}
+			as := c.end(w, id)
+			requests, callers := map[[16]byte]bool{}, map[string]bool{}
+			for _, a := range ofKind(as, ActReply) {
+				if a.Reply.Result != nil {
+					requests[a.RequestID] = true
+				}
+			}
+			for _, a := range ofKind(as, ActOutbox) {
+				if r := a.Command.GetResponse(); r.GetCompletionId() == 7 {
+					callers[string(r.InvocationId)] = true
+				}
+			}
+			if len(requests) != many+1 || len(callers) != many {
+				t.Errorf("%d requests and %d callers were answered, want %d and %d", len(requests), len(callers), many+1, many)
+			}
+			w.wantEmpty(invocationTables...)
+		})
+	}
+}
+
 func TestAttachResolvesTargets(t *testing.T) {
 	ik, key := "ik-1", "k"
 	cases := []struct {

@@ -24,7 +24,7 @@ func outputFailure(code uint32, msg string) *invocationpb.Effect {
 }
 
 // invocationTables are those that belong to single invocations.
-var invocationTables = []byte{keyspace.TagInvocation, keyspace.TagJournal, keyspace.TagAwaited, keyspace.TagOutput, keyspace.TagEvent, keyspace.TagTimer, keyspace.TagExpiry}
+var invocationTables = []byte{keyspace.TagInvocation, keyspace.TagJournal, keyspace.TagAwaited, keyspace.TagSink, keyspace.TagOutput, keyspace.TagEvent, keyspace.TagTimer, keyspace.TagExpiry}
 
 func TestServiceCallIsTwoCommands(t *testing.T) {
 	w := newWorld(t)

@@ -10,6 +10,7 @@
 //	i id                                     Invocation        status row
 //	j id entry u32                           type u16, time u64, payload: a journal entry
 //	a id kind u8, u32 or name                Awaited           a completion or signal of an invocation
+//	k id, Sink                               empty             sink that the status row has no room for
 //	v id                                     Output            success kept after the journal is gone
 //	e id n u32                               Event             journal event
 //	s object, state key                      raw value         state of an object or workflow
@@ -36,6 +37,7 @@ import (
 
 	"perdure/control/cluster"
 	"perdure/control/ident"
+	"perdure/invokers/invocationpb"
 	"perdure/nodes/partition/store/storepb"
 )
 
@@ -46,6 +48,7 @@ const (
 	TagInvocation = 'i'
 	TagJournal    = 'j'
 	TagAwaited    = 'a'
+	TagSink       = 'k'
 	TagOutput     = 'v'
 	TagEvent      = 'e'
 	TagState      = 's'
@@ -160,6 +163,24 @@ func lastU32(key []byte) (uint32, error) {
 		return 0, ErrCorrupt
 	}
 	return binary.BigEndian.Uint32(key[25:]), nil
+}
+
+// AppendSinkPrefix begins the keys of an invocation's sinks.
+func AppendSinkPrefix(dst []byte, id *ident.InvocationID) []byte { return appendID(dst, TagSink, id) }
+
+// AppendSink is the key of a sink: the sink itself, so that it is there only once.
+func AppendSink(dst []byte, id *ident.InvocationID, s *invocationpb.Sink) ([]byte, error) {
+	raw, err := s.MarshalVT()
+	return append(appendID(dst, TagSink, id), raw...), err
+}
+
+// SinkOf reads a sink from its key.
+func SinkOf(key []byte) (*invocationpb.Sink, error) {
+	s := new(invocationpb.Sink)
+	if len(key) < 1+24 || s.UnmarshalVT(key[1+24:]) != nil {
+		return nil, fmt.Errorf("sink: %w", ErrCorrupt)
+	}
+	return s, nil
 }
 
 // AppendOutput is the key of a kept output.

@@ -126,6 +126,7 @@ type Invocation struct {
 	// the journal entry that output names.
 	Failure        *invocationpb.Failure `protobuf:"bytes,32,opt,name=failure,proto3" json:"failure,omitempty"`
 	OutputKept     bool                  `protobuf:"varint,33,opt,name=output_kept,json=outputKept,proto3" json:"output_kept,omitempty"`             // the success is in an Output row of its own
+	MoreSinks      uint32                `protobuf:"varint,35,opt,name=more_sinks,json=moreSinks,proto3" json:"more_sinks,omitempty"`                // number of rows with sinks beside those above
 	PauseRequested bool                  `protobuf:"varint,34,opt,name=pause_requested,json=pauseRequested,proto3" json:"pause_requested,omitempty"` // while invoked: an operator's pause was accepted, and the attempt has not stopped yet
 	unknownFields  protoimpl.UnknownFields
 	sizeCache      protoimpl.SizeCache
@@ -390,6 +391,13 @@ func (x *Invocation) GetOutputKept() bool {
 		return x.OutputKept
 	}
 	return false
+}
+
+func (x *Invocation) GetMoreSinks() uint32 {
+	if x != nil {
+		return x.MoreSinks
+	}
+	return 0
 }
 
 func (x *Invocation) GetPauseRequested() bool {
@@ -1301,7 +1309,7 @@ var File_nodes_partition_store_storepb_store_proto protoreflect.FileDescriptor
 
 const file_nodes_partition_store_storepb_store_proto_rawDesc = "" +
 	"\n" +
-	")nodes/partition/store/storepb/store.proto\x12\x10perdure.store.v1\x1a&invokers/invocationpb/invocation.proto\"\xab\v\n" +
+	")nodes/partition/store/storepb/store.proto\x12\x10perdure.store.v1\x1a&invokers/invocationpb/invocation.proto\"\xca\v\n" +
 	"\n" +
 	"Invocation\x12;\n" +
 	"\x06status\x18\x01 \x01(\x0e2#.perdure.store.v1.Invocation.StatusR\x06status\x12 \n" +
@@ -1340,7 +1348,9 @@ const file_nodes_partition_store_storepb_store_proto_rawDesc = "" +
 	"\tlimit_key\x18\x1f \x01(\tR\blimitKey\x128\n" +
 	"\afailure\x18  \x01(\v2\x1e.perdure.invocation.v1.FailureR\afailure\x12\x1f\n" +
 	"\voutput_kept\x18! \x01(\bR\n" +
-	"outputKept\x12'\n" +
+	"outputKept\x12\x1d\n" +
+	"\n" +
+	"more_sinks\x18# \x01(\rR\tmoreSinks\x12'\n" +
 	"\x0fpause_requested\x18\" \x01(\bR\x0epauseRequested\"e\n" +
 	"\x06Status\x12\b\n" +
 	"\x04FREE\x10\x00\x12\r\n" +

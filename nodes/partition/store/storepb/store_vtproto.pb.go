@@ -50,6 +50,13 @@ func (m *Invocation) MarshalToSizedBufferVT(dAtA []byte) (int, error) {
 		i -= len(m.unknownFields)
 		copy(dAtA[i:], m.unknownFields)
 	}
+	if m.MoreSinks != 0 {
+		i = protohelpers.EncodeVarint(dAtA, i, uint64(m.MoreSinks))
+		i--
+		dAtA[i] = 0x2
+		i--
+		dAtA[i] = 0x98
+	}
 	if m.PauseRequested {
 		i--
 		if m.PauseRequested {
@@ -1365,6 +1372,9 @@ func (m *Invocation) SizeVT() (n int) {
 	if m.PauseRequested {
 		n += 3
 	}
+	if m.MoreSinks != 0 {
+		n += 2 + protohelpers.SizeOfVarint(uint64(m.MoreSinks))
+	}
 	n += len(m.unknownFields)
 	return n
 }
@@ -2601,6 +2611,25 @@ func (m *Invocation) UnmarshalVT(dAtA []byte) error {
 				}
 			}
 			m.PauseRequested = bool(v != 0)
+		case 35:
+			if wireType != 0 {
+				return fmt.Errorf("proto: wrong wireType = %d for field MoreSinks", wireType)
+			}
+			m.MoreSinks = 0
+			for shift := uint(0); ; shift += 7 {
+				if shift >= 64 {
+					return protohelpers.ErrIntOverflow
+				}
+				if iNdEx >= l {
+					return io.ErrUnexpectedEOF
+				}
+				b := dAtA[iNdEx]
+				iNdEx++
+				m.MoreSinks |= uint32(b&0x7F) << shift
+				if b < 0x80 {
+					break
+				}
+			}
 		default:
 			iNdEx = preIndex
 			skippy, err := protohelpers.Skip(dAtA[iNdEx:])
