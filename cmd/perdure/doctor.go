@@ -100,16 +100,18 @@ func printCheckup(w io.Writer, r *checkupAnswer) error {
 		return err
 	}
 	rows = nil
+	head := []string{"OF THESE", "THAT"}
 	for _, t := range reasonTexts {
 		if n := r.WaitsFor[t.reason]; n > 0 {
-			see := ""
+			row := []string{fmt.Sprint(n), t.text}
 			if t.statuses != "" {
-				see = "perdure invocations list --status " + t.statuses
+				row = append(row, "perdure invocations list --status "+t.statuses)
+				head = []string{"OF THESE", "THAT", "SEE"}
 			}
-			rows = append(rows, []string{fmt.Sprint(n), t.text, see})
+			rows = append(rows, row)
 		}
 	}
-	if err := printCounts(w, []string{"OF THESE", "THAT", "SEE"}, rows); err != nil {
+	if err := printCounts(w, head, rows); err != nil {
 		return err
 	}
 	for _, p := range slices.Sorted(maps.Keys(r.Unexamined)) {

@@ -224,7 +224,7 @@ func (l *Loaded) applyOne(known map[string]field, e entry) error {
 	}
 	near, distance := nearest(e.key, known)
 	if e.shared && distance > max(2, len(e.key)/4) {
-		l.Notices = append(l.Notices, Notice{Warn: true, Key: e.key, Origin: e.origin, Message: "not a setting, ignored"})
+		l.Notices = append(l.Notices, Notice{Warn: true, Key: e.key, Origin: e.origin, Message: "is unknown and ignored"})
 		return nil
 	}
 	return unknownKey(e, near, distance)
