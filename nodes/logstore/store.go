@@ -16,6 +16,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -116,6 +117,13 @@ type Store struct {
 	wake    chan struct{} // 1-buffered: the queue has something, or was closed
 	syncing chan *group   // batches on their way to the disk, in order
 	fatal   sync.Once
+	ended   chan struct{} // closed by fail
+
+	// applying is the group that the write loop has in the database. Who swaps it for nil goes on with the loop: the write loop
+	// itself, or after a failure the rescue loop, because the database may not let the other return.
+	applying atomic.Pointer[group]
+	written  chan struct{} // closed when the queue is empty for good
+	returned chan struct{} // closed when the write loop's goroutine ends
 
 	stop  chan struct{} // ends the hint loop
 	close sync.Once
@@ -139,7 +147,8 @@ func Open(cfg Config) (*Store, error) {
 	if err := makeDir(cfg.FS, cfg.Dir); err != nil {
 		return nil, fmt.Errorf("create log store directory: %w", err)
 	}
-	s := &Store{cfg: cfg, wake: make(chan struct{}, 1), syncing: make(chan *group, 16), stop: make(chan struct{})}
+	s := &Store{cfg: cfg, wake: make(chan struct{}, 1), syncing: make(chan *group, 16), stop: make(chan struct{}),
+		ended: make(chan struct{}), written: make(chan struct{}), returned: make(chan struct{})}
 	var err error
 	if s.metrics, err = newMetrics(cfg.Registry); err != nil {
 		return nil, fmt.Errorf("register log store metrics: %w", err)
@@ -153,7 +162,8 @@ func Open(cfg Config) (*Store, error) {
 		return nil, errors.Join(fmt.Errorf("open log database: %w", asCorrupt(err)), s.tails.close())
 	}
 	s.checkRoom()
-	s.wg.Go(s.writeLoop)
+	go s.writeLoop() // Close waits for returned
+	s.wg.Go(s.rescueLoop)
 	s.wg.Go(s.syncLoop)
 	s.wg.Go(s.hintLoop)
 	return s, nil
@@ -259,17 +269,40 @@ func (s *Store) backgroundFailed(err error) {
 	time.Sleep(backgroundPause)
 }
 
-// Close takes no more writes, finishes and answers those taken, and closes the files. Idempotent.
+// stuckAfter is how long the database of a store that has failed may hold a write before it is taken for stuck.
+const stuckAfter = time.Second
+
+// Close takes no more writes, finishes and answers those taken, and closes the files. The database of a store that has
+// failed may hold a write until the disk has room, for ever perhaps: then it is left to itself. Idempotent.
 func (s *Store) Close() error {
 	var err error
 	s.close.Do(func() {
 		s.refuse(ErrClosed)
 		close(s.stop)
-		s.wg.Wait()
-		err = errors.Join(s.tails.close(), s.closeDB())
-		s.cache.Unref()
+		s.wg.Wait() // of these the sync loop ends after the queue
+		err = s.tails.close()
+		if s.failed() == nil {
+			err = errors.Join(err, s.release())
+			return
+		}
+		late := time.NewTimer(stuckAfter)
+		defer late.Stop()
+		select {
+		case <-s.returned:
+			err = errors.Join(err, s.release())
+		case <-late.C:
+			err = errors.Join(err, errors.New("log database is left open, a write waits in it"))
+			go func() { _ = s.release() }()
+		}
 	})
 	return err
+}
+
+// release closes the database when the write loop has returned.
+func (s *Store) release() error {
+	<-s.returned
+	defer s.cache.Unref()
+	return s.closeDB()
 }
 
 // closeDB closes Pebble; after a failure of the disk that panics inside of Pebble and is reported.
@@ -324,6 +357,7 @@ func (s *Store) fail(err error) {
 		s.queue.Lock()
 		s.queue.failure = failure
 		s.queue.Unlock()
+		close(s.ended)
 		s.refuse(failure)
 		s.cfg.Logger.Error("log store failed, no more writes are taken", "err", err)
 		if s.cfg.OnFatal != nil {
@@ -358,13 +392,41 @@ func (s *Store) take(dst []*logserver.Write) (writes []*logserver.Write, bytes i
 
 // writeLoop turns the queue into batches until the store is closed and the queue empty.
 func (s *Store) writeLoop() {
-	defer close(s.syncing)
+	defer close(s.returned)
+	s.writeAll()
+}
+
+// rescueLoop goes on with the write loop when the store has failed and the database does not give a group back: the group has
+// failed, and nothing else is given to the database.
+func (s *Store) rescueLoop() {
+	select {
+	case <-s.ended:
+	case <-s.written:
+		return
+	}
+	late := time.NewTimer(stuckAfter)
+	defer late.Stop()
+	select {
+	case <-late.C:
+	case <-s.written:
+		return
+	}
+	if g := s.applying.Load(); g != nil && s.applying.CompareAndSwap(g, nil) {
+		s.syncing <- &group{writes: slices.Clone(g.writes), bytes: g.bytes, began: g.began} // g is still the database's
+		s.writeAll()
+	}
+}
+
+// writeAll is the write loop, for as long as it is this goroutine's.
+func (s *Store) writeAll() {
 	for {
 		g := groups.Get().(*group)
 		var ok bool
 		g.writes, g.bytes, ok = s.take(g.writes)
 		switch {
 		case !ok:
+			close(s.syncing)
+			close(s.written)
 			return
 		case len(g.writes) == 0:
 			groups.Put(g)
@@ -372,7 +434,12 @@ func (s *Store) writeLoop() {
 			continue
 		}
 		g.began = time.Now()
-		if err := s.apply(g); err != nil {
+		s.applying.Store(g)
+		err := s.apply(g)
+		if !s.applying.CompareAndSwap(g, nil) {
+			return
+		}
+		if err != nil {
 			s.fail(err)
 		}
 		s.syncing <- g
@@ -382,7 +449,8 @@ func (s *Store) writeLoop() {
 // groups are reused between batches.
 var groups = sync.Pool{New: func() any { return new(group) }}
 
-// apply encodes a group and hands it to the write-ahead log. After a failure the group has no batch.
+// apply encodes a group and hands it to the write-ahead log. After a failure the group has no batch. It does not return while
+// the database waits until tables are written, which on a full disk is for ever.
 func (s *Store) apply(g *group) (err error) {
 	if err := s.failed(); err != nil {
 		return err

@@ -678,6 +678,7 @@ func TestFullDiskEndsTheHandle(t *testing.T) {
 	s := open(t, errorfs.Wrap(vfs.NewMem(), inject), func(c *Config) {
 		c.MemTableSize, c.OnFatal = 256<<10, func(err error) { fatal <- err }
 	})
+	t.Cleanup(func() { full.Store(false) }) // before Close, which then leaves nothing behind
 	full.Store(true)
 	o := newOwner()
 	big := logserver.Record{Payload: make([]byte, 100<<10)}
@@ -772,6 +773,66 @@ func TestNearlyFullDisk(t *testing.T) {
 	s = open(t, fs, func(c *Config) { c.HintInterval = time.Millisecond })
 	fs.free.Store(defaultMinFree)
 	await(false)
+}
+
+// TestFullDiskFreesWhoWaitsForRoom: the writer may wait in the database for room, when the disk is found to be full. Every write
+// that was taken must be answered all the same, and Close must return.
+func TestFullDiskFreesWhoWaitsForRoom(t *testing.T) {
+	before := goleak.IgnoreCurrent()
+	gate := make(chan struct{})
+	release := sync.OnceFunc(func() { close(gate) })
+	var full atomic.Bool
+	full.Store(true)
+	inject := errorfs.InjectorFunc(func(op errorfs.Op) error {
+		if op.Kind != errorfs.OpFileWrite || !strings.HasSuffix(op.Path, ".sst") {
+			return nil
+		}
+		<-gate
+		if full.Load() {
+			return syscall.ENOSPC
+		}
+		return nil
+	})
+	s := open(t, errorfs.Wrap(vfs.NewMem(), inject), func(c *Config) { c.MemTableSize = 256 << 10 })
+	t.Cleanup(func() { full.Store(false); release() }) // what was left as it is ends
+	o := newOwner()
+	payload := make([]byte, 100<<10)
+	if _, err := rand.NewChaCha8([32]byte{}).Read(payload); err != nil {
+		t.Fatal(err)
+	}
+	const writes = 200
+	for i := range writes {
+		w := &logserver.Write{Loglet: 5, Kind: logserver.WriteRecords, First: cluster.Offset(1 + i), Records: []logserver.Record{{Payload: payload}}, Sequencer: sequencer, Owner: o}
+		if err := s.Enqueue(w); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for waiting := false; !waiting; { // the tables in memory are full, and nothing is answered any more
+		select {
+		case <-o.wake:
+		case <-time.After(500 * time.Millisecond):
+			waiting = s.db.Metrics().MemTable.Count >= 3
+		}
+	}
+	release()
+	ends := o.wait(t, writes)
+	if err := ends[writes-1]; !errors.Is(err, ErrFailed) || !errors.Is(err, syscall.ENOSPC) {
+		t.Errorf("the last write ended with %v, want ErrFailed and the reason", err)
+	}
+	closed := make(chan error, 1)
+	go func() { closed <- s.Close() }()
+	select {
+	case <-closed:
+	case <-time.After(20 * time.Second):
+		t.Error("Close did not return within 20 s")
+	}
+	full.Store(false)
+	left := goleak.Find(before)
+	for deadline := time.Now().Add(20 * time.Second); left != nil && time.Now().Before(deadline); left = goleak.Find(before) {
+	}
+	if left != nil {
+		t.Errorf("when the disk has room: %v", left)
+	}
 }
 
 func TestBacklog(t *testing.T) {
