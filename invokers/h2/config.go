@@ -26,6 +26,9 @@ type Config struct {
 
 	// MaxStreamsPerConn caps the exchanges on one connection when the peer allows more. Default 128.
 	MaxStreamsPerConn int
+	// StreamTimeout is how long an exchange waits when the service allows no more of them at once; then it fails as
+	// throttled. Default 1 min. A connect attempt may take ConnectTimeout of it.
+	StreamTimeout time.Duration
 	// MaxConnsPerEndpoint caps the connections to one authority; above MaxStreamsPerConn times this many
 	// exchanges Open waits. Default 256.
 	MaxConnsPerEndpoint int
@@ -67,6 +70,7 @@ func DefaultConfig() Config {
 		KeepAliveInterval:   40 * time.Second,
 		KeepAliveTimeout:    20 * time.Second,
 		MaxStreamsPerConn:   128,
+		StreamTimeout:       time.Minute,
 		MaxConnsPerEndpoint: 256,
 		StreamWindow:        2 << 20,
 		ConnWindow:          5 << 20,
@@ -84,7 +88,7 @@ func (c Config) Validate() error {
 		value time.Duration
 	}{
 		{"connect timeout", c.ConnectTimeout}, {"idle timeout", c.IdleTimeout},
-		{"keep-alive interval", c.KeepAliveInterval}, {"keep-alive timeout", c.KeepAliveTimeout},
+		{"keep-alive interval", c.KeepAliveInterval}, {"keep-alive timeout", c.KeepAliveTimeout}, {"stream timeout", c.StreamTimeout},
 	} {
 		if d.value <= 0 {
 			return fmt.Errorf("h2: %s must be positive, not %v", d.name, d.value)

@@ -295,7 +295,7 @@ func TestPeerThatWantsNoStreamsNow(t *testing.T) {
 			opened <- err
 		}()
 		p := r.accept(http2.Setting{ID: http2.SettingMaxConcurrentStreams, Val: 0})
-		time.Sleep(time.Minute) // of the bubble: no time passes
+		time.Sleep(59 * time.Second) // of the bubble: no time passes
 		if len(opened) > 0 || len(r.peers) > 0 {
 			t.Fatalf("%d results, %d more connections", len(opened), len(r.peers))
 		}
@@ -304,6 +304,35 @@ func TestPeerThatWantsNoStreamsNow(t *testing.T) {
 		if err := <-opened; err != nil {
 			t.Error(err)
 		}
+	})
+}
+
+// An exchange does not wait for ever for a peer that wants none: it would keep its caller's slot for so long.
+func TestOpenGivesUp(t *testing.T) {
+	bubble(t, nil, func(t *testing.T, r *rig) {
+		opened := make(chan error, 1)
+		start := time.Now()
+		go func() {
+			_, err := r.tryOpen()
+			opened <- err
+		}()
+		p := r.accept(http2.Setting{ID: http2.SettingMaxConcurrentStreams, Val: 0})
+		go func() { // a live peer: pings keep the connection
+			for range 5 {
+				time.Sleep(20 * time.Second)
+				p.do(p.fr.WritePing(false, [8]byte{}))
+			}
+		}()
+		err := <-opened
+		wantKind(t, err, transport.Throttled, "no stream became free")
+		var failure *transport.Error
+		if !errors.As(err, &failure) || failure.RetryAfter <= 0 || !failure.NotSeen() {
+			t.Errorf("%#v: want a pause, and the certainty that nothing ran", failure)
+		}
+		if d := time.Since(start); d != time.Minute {
+			t.Errorf("gave up after %v", d)
+		}
+		time.Sleep(2 * time.Minute)
 	})
 }
 

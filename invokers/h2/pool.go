@@ -76,23 +76,39 @@ func (p *pool) wait(ctx context.Context, w *waiter) (*conn, error) {
 	defer p.client.metrics.waiting.Dec()
 	begin := time.Now()
 	defer func() { p.client.metrics.slotAwaited.Observe(time.Since(begin).Seconds()) }()
+	patience := time.NewTimer(p.client.cfg.StreamTimeout)
+	defer patience.Stop()
 	select {
 	case got := <-w.ch:
 		return got.conn, got.err
 	case <-ctx.Done():
+	case <-patience.C:
 	}
 	p.mu.Lock()
-	if i := slices.Index(p.waiters, w); i >= 0 {
+	i := slices.Index(p.waiters, w)
+	if i >= 0 {
 		p.waiters = slices.Delete(p.waiters, i, i+1)
-		p.mu.Unlock()
-	} else {
-		p.mu.Unlock()
-		if got := <-w.ch; got.conn != nil {
+	}
+	conns := len(p.conns)
+	p.mu.Unlock()
+	if i < 0 { // answered meanwhile
+		got := <-w.ch
+		if ctx.Err() == nil {
+			return got.conn, got.err
+		}
+		if got.conn != nil {
 			p.release(got.conn)
 		}
 	}
-	return nil, transport.ContextError(ctx, p.key.String())
+	if ctx.Err() != nil {
+		return nil, transport.ContextError(ctx, p.key.String())
+	}
+	return nil, &transport.Error{Kind: transport.Throttled, Endpoint: p.key.String(), RetryAfter: throttledFor,
+		Err: fmt.Errorf("no stream became free on %d connections within %v: let the service take more exchanges at once, or run more of it", conns, p.client.cfg.StreamTimeout)}
 }
+
+// throttledFor is when an exchange that found no stream should be tried again.
+const throttledFor = 5 * time.Second
 
 // freeLocked takes a slot of the first connection that has one.
 func (p *pool) freeLocked() *conn {

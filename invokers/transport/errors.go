@@ -28,10 +28,12 @@ const (
 	// Canceled: Cancel was called, the exchange's ctx was cancelled, or the transport was closed.
 	Canceled
 
+	// Throttled: the service takes no more exchanges at once, or the Lambda API refused the call for its rate or concurrency.
+	// Nothing ran.
+	Throttled
+
 	// The kinds below come from Lambda only.
 
-	// Throttled: the API refused the call for its rate or concurrency. The function did not run.
-	Throttled
 	// AccessDenied: the credentials, or the role, may not call the function. Nothing ran.
 	AccessDenied
 	// NotFound: there is no such function, version or alias. Nothing ran.

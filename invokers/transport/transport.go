@@ -17,7 +17,7 @@ import (
 // goroutines.
 type Transport interface {
 	// Open prepares an exchange with ep. It may connect, and it waits while the endpoint has no free
-	// stream; both are bounded by ctx and by the transport's own connect timeout.
+	// stream; both are bounded by ctx and by the transport's own timeouts.
 	//
 	// Nothing is on the wire when Open returns: the request line and the headers leave together with the
 	// first bytes of the body, at the first Write or CloseWrite. So an exchange without a body needs a
