@@ -168,7 +168,7 @@ func (m *Machine) firstInboxed(o *keyspace.Object, from uint64) (seq uint64, b *
 			return false, err
 		}
 		b = new(storepb.Inboxed)
-		return false, b.UnmarshalVT(value)
+		return false, decodeRow(key, value, b)
 	})
 	if err == nil && b == nil {
 		err = fmt.Errorf("%w: the inbox of %s/%s has less than its lock says", keyspace.ErrCorrupt, o.Service, o.Key)

@@ -2,6 +2,7 @@ package fsm
 
 import (
 	"encoding/json"
+	"errors"
 	"fmt"
 	"testing"
 
@@ -210,5 +211,42 @@ func TestScheduledExclusiveInvocationQueuesWhenDue(t *testing.T) {
 	w.wantStatus(ident.InvocationID(late.Id), storepb.Invocation_INBOXED)
 	if a := w.one(w.effects(ids[0], output("x"), end()), ActInvoke); a.ID != ident.InvocationID(late.Id) {
 		t.Fatalf("%+v", a)
+	}
+}
+
+// A row that cannot be read is told by its key and as corrupt: that is no fault of the command that meets it.
+func TestCorruptInboxAndPromise(t *testing.T) {
+	w := newWorld(t)
+	holder := w.inStatus(storepb.Invocation_INVOKED)
+	w.invoke(request(objectTarget("k", schema.Exclusive), 2))
+	w.damage(keyspace.TagInbox, []byte{0xff})
+	w.wantCorrupt(kill(holder))
+
+	w = newWorld(t)
+	waits := w.started(request(workflowTarget("k", schema.Shared), 1))
+	w.effects(waits, getPromise(1, "p"))
+	raw, err := (&storepb.Promise{Listeners: []*storepb.Listener{{InvocationId: []byte("short")}}}).MarshalVT()
+	if err != nil {
+		t.Fatal(err)
+	}
+	w.damage(keyspace.TagPromise, raw)
+	w.wantCorrupt(&recordpb.Command{Kind: &recordpb.Command_InvokerEffects{InvokerEffects: &recordpb.InvokerEffects{
+		InvocationId: waits[:], Incarnation: w.row(waits).Incarnation, Effects: []*invocationpb.Effect{resolvePromise(2, "p", "v")},
+	}}})
+}
+
+// damage replaces the values of a table.
+func (w *world) damage(tag byte, value []byte) {
+	for k := range w.txn.rows {
+		if k[0] == tag {
+			w.txn.rows[k] = value
+		}
+	}
+}
+
+func (w *world) wantCorrupt(c *recordpb.Command) {
+	w.t.Helper()
+	if err := w.m.Apply(w.txn, w.lsn+1, w.now, c, &w.out); !errors.Is(err, keyspace.ErrCorrupt) {
+		w.t.Errorf("%v, want %v", err, keyspace.ErrCorrupt)
 	}
 }

@@ -121,7 +121,7 @@ func (m *Machine) forgetPromises(o *keyspace.Object) error {
 func (m *Machine) tell(l *storepb.Listener, res *invocationpb.Result) error {
 	id, err := ident.InvocationIDFromBytes(l.InvocationId)
 	if err != nil {
-		return keyspace.ErrCorrupt
+		return fmt.Errorf("%w: the listener of a promise: %w", keyspace.ErrCorrupt, err)
 	}
 	r, err := m.row(id)
 	if err != nil {
