@@ -233,7 +233,7 @@ func asCorrupt(err error) error {
 
 func (s *Store) pebbleOptions() *pebble.Options {
 	o := &pebble.Options{
-		FS:                          s.walFS(),
+		FS:                          walFS{s.cfg.FS, func(err error) { s.fail(fmt.Errorf("write log: %w", err)) }},
 		FormatMajorVersion:          formatVersion,
 		Cache:                       s.cache,
 		MemTableSize:                s.cfg.MemTableSize,
@@ -247,14 +247,6 @@ func (s *Store) pebbleOptions() *pebble.Options {
 		},
 	}
 	return o
-}
-
-func (s *Store) walFS() vfs.FS {
-	return walFS{
-		FS:     s.cfg.FS,
-		size:   int64(s.cfg.MemTableSize + s.cfg.MemTableSize/10),
-		failed: func(err error) { s.fail(fmt.Errorf("write log: %w", err)) },
-	}
 }
 
 // backgroundPause is how long background work that fails is held up each time: Pebble repeats it at once.
