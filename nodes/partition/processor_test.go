@@ -176,7 +176,7 @@ func newScripted(s script, h invokers.Host) *scripted {
 	return &scripted{script: s, host: h, ctx: ctx, cancel: cancel, incarnations: map[ident.InvocationID]uint64{}}
 }
 
-func (s *scripted) Invoke(id ident.InvocationID, incarnation uint64, _ string, _ ident.DeploymentID, fresh *invokers.Journal) {
+func (s *scripted) Invoke(id ident.InvocationID, incarnation uint64, service string, pinned ident.DeploymentID, fresh *invokers.Journal) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.closed {
@@ -190,6 +190,9 @@ func (s *scripted) Invoke(id ident.InvocationID, incarnation uint64, _ string, _
 			if j, err = s.host.ReadJournal(id, func(*invocationpb.Target, ident.DeploymentID) int { return 1 << 20 }); err != nil {
 				return // it is not running any more
 			}
+		}
+		if service != j.Target.GetService() || pinned != j.Deployment {
+			panic(fmt.Sprintf("%s of %s on %s was to be invoked as one of %q on %s", id, j.Target.GetService(), j.Deployment, service, pinned))
 		}
 		if effects := s.script(j); len(effects) > 0 {
 			_ = s.host.Propose(s.ctx, id, incarnation, 1, effects) // fails when leadership is lost
