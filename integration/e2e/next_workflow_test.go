@@ -110,7 +110,12 @@ func TestNextWorkflowForgottenBeforeItsPromise(t *testing.T) {
 		e.awaitPaused(t, waiting)
 		check(t, e.end(t, run, "kill"), want{status: 200, empty: true})
 		check(t, e.end(t, run, "purge"), want{status: 200, empty: true})
-		check(t, e.end(t, waiting, "resume"), want{status: 200, empty: true})
+		// A suspended invocation is not paused but left suspended: then it may have been told and be over by now.
+		if a := e.end(t, waiting, "resume"); a.status == 409 {
+			check(t, a, want{status: 409, json: adminError("The invocation '" + waiting + "' is completed, cannot be resumed.")})
+		} else {
+			check(t, a, want{status: 200, empty: true})
+		}
 		if differs(t, "forgotten-promise") {
 			check(t, e.end(t, waiting, "kill"), want{status: 200, empty: true})
 			return
