@@ -190,6 +190,19 @@ func TestMemoryWhileOpening(t *testing.T) {
 	}
 }
 
+// TestNewsAfterTheEnd: a notification that overtakes the end of an attempt whose exchange was never open reserves nothing,
+// for nobody would give it back.
+func TestNewsAfterTheEnd(t *testing.T) {
+	w := newWorld(t, nil)
+	a := newAttempt(&invocation{p: w.partition, id: invocationID(1)}, nil)
+	defer a.cancel(nil)
+	a.send.release()
+	a.notify(1, protocol.TypeSignal, protocol.SignalIndex(17, nil))
+	if n := w.pool.memory.used.Load(); n != 0 {
+		t.Errorf("%d bytes are reserved for good", n)
+	}
+}
+
 // TestRetryPolicy: delays, counters and the record of failures, until the policy is at its end.
 func TestRetryPolicy(t *testing.T) {
 	for _, end := range []schema.ExhaustedRetry{schema.Pause, schema.Kill} {

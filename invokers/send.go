@@ -338,11 +338,13 @@ func (s *sender) yields() bool {
 	return s.yielded
 }
 
-// release gives the memory back. A goroutine that still writes has nothing to write: the stream is cancelled.
+// release gives the memory back, and nothing more is kept. A goroutine that still writes has nothing to write: the stream is
+// cancelled.
 func (s *sender) release() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.half, s.ended, s.out, s.early, s.queued = true, true, nil, nil, 0
+	s.loaded, s.half, s.ended = true, true, true
+	s.out, s.early, s.queued = nil, nil, 0
 	s.lease.release()
 }
 
