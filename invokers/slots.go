@@ -138,9 +138,6 @@ func (s *slots) leaveLocked(inv *invocation) {
 	}
 }
 
-// crowded reports whether invocations wait for a slot.
-func (s *slots) crowded() bool { return s.queued.Load() > 0 }
-
 // waitingDeployments is the number of deployments whose invocations wait for a slot.
 func (s *slots) waitingDeployments() int {
 	s.mu.Lock()
