@@ -142,14 +142,16 @@ func (a *attempt) exchange() (*failure, error) {
 	return a.read()
 }
 
-// prepare reads the journal, picks the deployment, and reserves memory for the replay.
+// prepare reads the journal, for which it reserves memory, and picks the deployment.
 func (a *attempt) prepare() (*failure, error) {
 	if a.journal == nil {
-		j, err := a.p.host.ReadJournal(a.inv.id, a.eagerStateLimit)
-		if err != nil {
-			if a.ctx.Err() != nil {
-				return nil, context.Cause(a.ctx)
-			}
+		j, err := a.p.host.ReadJournal(a.inv.id, a.eagerStateLimit, a.reserveJournal)
+		switch {
+		case errors.Is(err, ErrNoMemory):
+			return &failure{yielded: true}, nil
+		case err != nil && a.ctx.Err() != nil:
+			return nil, context.Cause(a.ctx)
+		case err != nil:
 			return unseen(newFailure(codeInternal, "cannot read the journal: %v", err)), nil
 		}
 		a.journal = j
@@ -183,6 +185,15 @@ func (a *attempt) prepare() (*failure, error) {
 		}
 	}
 	return nil, nil
+}
+
+// reserveJournal reserves memory for a part of the journal before it is read.
+func (a *attempt) reserveJournal(bytes int) bool {
+	if !a.send.reserve(int64(bytes)) {
+		return false
+	}
+	a.replay.reserved += int64(bytes)
+	return true
 }
 
 // eagerStateLimit implements EagerLimit: none for a handler that wants its state lazily.
@@ -233,7 +244,7 @@ var errStale = errors.New("the invocation runs in another incarnation")
 func (a *attempt) open() (*failure, error) {
 	w := &a.replay
 	w.prepare(a)
-	if !a.send.reserve(w.size) {
+	if !a.send.reserve(w.size - w.reserved) {
 		return &failure{yielded: true}, nil
 	}
 	s, err := a.pool.deps.Transport.Open(a.ctx, a.endpoint.address, transport.Request{

@@ -63,7 +63,7 @@ type directHost struct {
 	done chan struct{}
 }
 
-func (h *directHost) ReadJournal(ident.InvocationID, EagerLimit) (*Journal, error) {
+func (h *directHost) ReadJournal(ident.InvocationID, EagerLimit, func(int) bool) (*Journal, error) {
 	panic("not needed")
 }
 

@@ -8,6 +8,7 @@ package invokers
 
 import (
 	"context"
+	"errors"
 
 	"perdure/control/ident"
 	"perdure/control/schema"
@@ -18,10 +19,11 @@ import (
 type Host interface {
 	// ReadJournal is one consistent read of an invocation's status, journal and, for keyed targets, state. It
 	// reads eager state in key order as long as the sum of key and value bytes stays within what limit says for
-	// the target, which is asked at most once; 0, or no limit function, reads none. It is called from the
-	// goroutines of attempts, also while the partition's loop applies.
+	// the target, which is asked at most once; 0, or no limit function, reads none. Before it keeps an entry of
+	// the journal or of the state, it asks reserve for the entry's bytes, and ends with ErrNoMemory when they are refused; a nil
+	// reserve refuses nothing. It is called from the goroutines of attempts, also while the partition's loop applies.
 	// An invocation that is not there, or not running, is an error.
-	ReadJournal(id ident.InvocationID, limit EagerLimit) (*Journal, error)
+	ReadJournal(id ident.InvocationID, limit EagerLimit, reserve func(bytes int) bool) (*Journal, error)
 
 	// Propose puts effects into the log. The calls for one invocation come one after the other and their
 	// order must be kept. It blocks while the log takes no more. An error means that the partition is no longer
@@ -33,6 +35,9 @@ type Host interface {
 // EagerLimit is how many bytes of state are worth reading for a target that is pinned to a deployment, or to none
 // yet. It must not block.
 type EagerLimit func(target *invocationpb.Target, pinned ident.DeploymentID) int
+
+// ErrNoMemory: the node's memory for invocations is used up. The attempt is put back and tried again.
+var ErrNoMemory = errors.New("the memory for invocations is used up")
 
 // Journal is what an attempt starts from. Nobody changes it.
 type Journal struct {

@@ -1,7 +1,6 @@
 package invokers
 
 import (
-	"errors"
 	"sync/atomic"
 
 	"perdure/control/cluster"
@@ -52,14 +51,11 @@ type memory struct {
 	used  atomic.Int64
 }
 
-// errNoMemory: the node's budget is used up; the attempt is put back.
-var errNoMemory = errors.New("the memory for invocations is used up")
-
-// take reserves n bytes. It succeeds when they fit, or when nothing is reserved at all: one attempt must
-// always be able to go on, however big its journal is.
-func (m *memory) take(n int64) bool {
+// take reserves n more bytes for who holds some already. It succeeds when they fit, or when nobody else holds any: one attempt
+// must always be able to go on, however big its journal is.
+func (m *memory) take(n, held int64) bool {
 	used := m.used.Add(n)
-	if used <= m.limit || used == n {
+	if used <= m.limit || used == held+n {
 		return true
 	}
 	m.used.Add(-n)
@@ -79,7 +75,7 @@ func (l *lease) grow(n int64) bool {
 	if n <= 0 {
 		return true
 	}
-	if !l.m.take(n) {
+	if !l.m.take(n, l.held) {
 		return false
 	}
 	l.held += n

@@ -460,7 +460,7 @@ type collectingHost struct {
 	once sync.Once
 }
 
-func (h *collectingHost) ReadJournal(ident.InvocationID, EagerLimit) (*Journal, error) {
+func (h *collectingHost) ReadJournal(ident.InvocationID, EagerLimit, func(int) bool) (*Journal, error) {
 	return nil, fmt.Errorf("not asked for")
 }
 

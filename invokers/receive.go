@@ -23,9 +23,6 @@ func (a *attempt) read() (*failure, error) {
 	for {
 		var err error
 		if buf, err = a.fill(buf); err != nil {
-			if errors.Is(err, errNoMemory) {
-				return &failure{yielded: true}, nil
-			}
 			return a.broken(err)
 		}
 		n, count, need, f := a.wholeFrames(buf)

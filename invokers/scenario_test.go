@@ -1145,6 +1145,47 @@ func TestMemoryPool(t *testing.T) {
 	})
 }
 
+// TestReadingIsBounded: a journal is read only as far as there is memory for it; the others go on first.
+func TestReadingIsBounded(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		first, second := invocationID(1), invocationID(2)
+		proceed := make(chan struct{})
+		w := newWorld(t, func(c *Config, _ *Deps) {
+			c.MessageSizeLimit, c.MessageSizeWarning, c.MemoryLimit = 1<<20, 1<<19, 1<<20
+		}, func(v *service) {
+			v.replay()
+			<-proceed
+			v.accept()
+			v.send(output("x"), endFrame)
+			v.end(eof)
+		}, echo)
+		big := func(j *Journal) {
+			for range 3 {
+				j.Entries = append(j.Entries, sleepDone(1))
+				j.Entries[len(j.Entries)-1].Raw = make([]byte, 500<<10)
+			}
+		}
+		w.schema.set(lambdaDeployment()) // what is sent stays reserved until the answer
+		w.log.invoke(first, plain(), false, big)
+		synctest.Wait()
+		if n := w.pool.memory.used.Load(); n < 1500<<10 {
+			t.Fatalf("%d bytes are reserved: a journal that is bigger than the budget is taken when there is no other", n)
+		}
+		w.schema.set(deployment())
+		w.log.invoke(second, plain(), false, big)
+		synctest.Wait()
+		w.log.mu.Lock()
+		unread := w.log.unread
+		w.log.mu.Unlock()
+		if s, _ := w.partition.StatusOf(second); unread != 1 || s.InFlight || s.LastFailure != nil {
+			t.Errorf("the second journal was given up %d times while it was read: %+v", unread, s)
+		}
+		close(proceed)
+		w.log.await(first, "ended")
+		w.log.await(second, "ended")
+	})
+}
+
 // TestJournalIsNotKept: an attempt that waits holds nothing of the journal that it sent.
 func TestJournalIsNotKept(t *testing.T) {
 	for _, size := range []int{10, 2 * inlineReplay} { // written by the attempt itself, and by another goroutine

@@ -243,7 +243,7 @@ func (s *sender) reserveLocked(n int64) bool {
 	return true
 }
 
-// reserve reserves memory for the replay.
+// reserve reserves memory for the journal and its replay.
 func (s *sender) reserve(n int64) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -353,7 +353,9 @@ type replay struct {
 	journal *Journal
 	start   protocol.Start
 	size    int64 // bytes to reserve: of the frames, and of what was read for them
-	kept    bool  // the transport keeps them until the answer has come
+	// reserved are those of them that were reserved when the journal was read.
+	reserved int64
+	kept     bool // the transport keeps them until the answer has come
 }
 
 // writeChunk is the size of the pieces in which bigger replays are written.
@@ -362,7 +364,7 @@ const writeChunk = 64 << 10
 // prepare makes the replay of an attempt whose journal was read.
 func (r *replay) prepare(a *attempt) {
 	j := a.journal
-	*r = replay{journal: j, start: protocol.Start{
+	*r = replay{journal: j, reserved: r.reserved, start: protocol.Start{
 		ID: j.ID, DebugID: a.printableID, KnownEntries: uint32(len(j.Entries)),
 		Key: j.Target.GetKey(), RandomSeed: ident.RandomSeed(j.ID), PartialState: true,
 	}}
@@ -402,6 +404,7 @@ func (r *replay) prepare(a *attempt) {
 	if r.kept = a.endpoint.address.IsLambda(); r.kept {
 		r.size += r.size / 3 // it sends base64
 	}
+	r.size = max(r.size, r.reserved)
 }
 
 // writeTo writes the replay and lets go of the journal.

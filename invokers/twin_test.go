@@ -393,6 +393,7 @@ type memLog struct {
 	refuse   error // returned by Propose
 	blocked  bool  // Propose waits
 	reads    int
+	unread   int            // reads that ended for lack of memory
 	limits   []int          // of eager state
 	onRead   func(*Journal) // sees what ReadJournal returns; may be nil
 	readErr  error
@@ -479,7 +480,7 @@ func (l *memLog) refuseWith(err error) {
 	l.mu.Unlock()
 }
 
-func (l *memLog) ReadJournal(id ident.InvocationID, limitOf EagerLimit) (*Journal, error) {
+func (l *memLog) ReadJournal(id ident.InvocationID, limitOf EagerLimit, reserve func(int) bool) (*Journal, error) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.reads++
@@ -496,6 +497,12 @@ func (l *memLog) ReadJournal(id ident.InvocationID, limitOf EagerLimit) (*Journa
 	j.Entries = slices.Clone(j.Entries)
 	if limit == 0 {
 		j.State, j.PartialState = nil, true
+	}
+	for i := range j.Entries {
+		if !reserve(len(j.Entries[i].Raw)) {
+			l.unread++
+			return nil, fmt.Errorf("read: %w", ErrNoMemory)
+		}
 	}
 	if l.onRead != nil {
 		l.onRead(&j)

@@ -183,7 +183,7 @@ func (a *attempt) begin(fresh *invokers.Journal) {
 		j := fresh
 		if j == nil {
 			var err error
-			if j, err = a.v.host.ReadJournal(a.id, nil); err != nil {
+			if j, err = a.v.host.ReadJournal(a.id, nil, nil); err != nil {
 				a.over = true // it does not run any more; the log says so in a moment
 				return
 			}

@@ -451,8 +451,8 @@ func (l *leader) Propose(ctx context.Context, id ident.InvocationID, incarnation
 }
 
 // ReadJournal reads what an attempt starts from.
-func (l *leader) ReadJournal(id ident.InvocationID, limit invokers.EagerLimit) (*invokers.Journal, error) {
-	return l.p.store.ReadJournal(id, limit)
+func (l *leader) ReadJournal(id ident.InvocationID, limit invokers.EagerLimit, reserve func(int) bool) (*invokers.Journal, error) {
+	return l.p.store.ReadJournal(id, limit, reserve)
 }
 
 // freshJournal is the journal of an invocation that was just created; nil when the store must be read.

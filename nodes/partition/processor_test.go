@@ -187,7 +187,7 @@ func (s *scripted) Invoke(id ident.InvocationID, incarnation uint64, service str
 		j := fresh
 		if j == nil {
 			var err error
-			if j, err = s.host.ReadJournal(id, func(*invocationpb.Target, ident.DeploymentID) int { return 1 << 20 }); err != nil {
+			if j, err = s.host.ReadJournal(id, func(*invocationpb.Target, ident.DeploymentID) int { return 1 << 20 }, nil); err != nil {
 				return // it is not running any more
 			}
 		}

@@ -73,8 +73,9 @@ type Journal = invokers.Journal
 
 // ReadJournal reads an invocation that is to run: status, journal and, for keyed targets, state, as of one
 // moment. State is read in key order as long as the sum of key and value bytes stays within
-// what limit says for its target; nil reads none. ErrNotFound and ErrNotRunning say that there is nothing to run.
-func (s *Store) ReadJournal(id ident.InvocationID, limit invokers.EagerLimit) (*Journal, error) {
+// what limit says for its target; nil reads none. reserve is asked before each entry of either is kept; nil refuses nothing.
+// ErrNotFound and ErrNotRunning say that there is nothing to run.
+func (s *Store) ReadJournal(id ident.InvocationID, limit invokers.EagerLimit, reserve func(bytes int) bool) (*Journal, error) {
 	if err := s.enter(); err != nil {
 		return nil, err
 	}
@@ -84,14 +85,17 @@ func (s *Store) ReadJournal(id ident.InvocationID, limit invokers.EagerLimit) (*
 		return nil, err
 	}
 	defer v.close()
-	j, err := v.journal(id, limit)
+	if reserve == nil {
+		reserve = func(int) bool { return true }
+	}
+	j, err := v.journal(id, limit, reserve)
 	if err != nil {
 		return nil, fmt.Errorf("read the journal of %s: %w", id, err)
 	}
 	return j, nil
 }
 
-func (v view) journal(id ident.InvocationID, limit invokers.EagerLimit) (*Journal, error) {
+func (v view) journal(id ident.InvocationID, limit invokers.EagerLimit, reserve func(int) bool) (*Journal, error) {
 	raw, ok, err := v.get(keyspace.AppendInvocation(nil, &id))
 	switch {
 	case err != nil:
@@ -117,8 +121,14 @@ func (v view) journal(id ident.InvocationID, limit invokers.EagerLimit) (*Journa
 	copy(j.Deployment[:], inv.DeploymentId)
 	err = v.scan(keyspace.AppendJournalPrefix(nil, &id), func(_, value []byte) (bool, error) {
 		e, err := keyspace.EntryOf(value)
+		if err == nil && !reserve(len(e.Raw)) {
+			err = invokers.ErrNoMemory
+		}
+		if err != nil {
+			return false, err
+		}
 		j.Entries = append(j.Entries, invokers.Entry{Type: e.Type, Raw: bytes.Clone(e.Raw)})
-		return true, err
+		return true, nil
 	})
 	if err != nil {
 		return nil, err
@@ -130,14 +140,14 @@ func (v view) journal(id ident.InvocationID, limit invokers.EagerLimit) (*Journa
 		return j, nil
 	}
 	if n := limit(inv.Target, j.Deployment); n > 0 {
-		err = v.state(j, n)
+		err = v.state(j, n, reserve)
 	}
 	return j, err
 }
 
 func keyed(t *invocationpb.Target) bool { return t.GetServiceType() > 1 }
 
-func (v view) state(j *Journal, limit int) error {
+func (v view) state(j *Journal, limit int, reserve func(int) bool) error {
 	o := keyspace.Object{Partition: j.ID.PartitionKey(), Service: j.Target.Service, Key: j.Target.Key}
 	prefix := keyspace.AppendStatePrefix(nil, &o)
 	j.PartialState = false
@@ -147,6 +157,9 @@ func (v view) state(j *Journal, limit int) error {
 		if size += len(k) + len(value); size > limit {
 			j.PartialState = true
 			return false, nil
+		}
+		if !reserve(len(k) + len(value)) {
+			return false, invokers.ErrNoMemory
 		}
 		j.State = append(j.State, invokers.StateEntry{Key: bytes.Clone(k), Value: bytes.Clone(value)})
 		return true, nil

@@ -82,7 +82,7 @@ func TestReadJournal(t *testing.T) {
 		state   string
 		partial bool
 	}{{0, "", true}, {5, "", true}, {6, "a=12345", true}, {8, "a=12345 b=", true}, {9, "a=12345 b= c=6", false}, {1 << 20, "a=12345 b= c=6", false}} {
-		j, err := s.ReadJournal(id, upTo(c.limit))
+		j, err := s.ReadJournal(id, upTo(c.limit), nil)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -101,21 +101,31 @@ func TestReadJournal(t *testing.T) {
 			t.Fatalf("%+v", j)
 		}
 	}
-	if _, err := s.ReadJournal(testID(2), nil); !errors.Is(err, ErrNotFound) {
+	for _, c := range []struct {
+		limit, memory int // 5 + 5 bytes for the journal, 6 for the state
+		ok            bool
+	}{{0, 9, false}, {0, 10, true}, {6, 15, false}, {6, 16, true}} {
+		left := c.memory
+		reserve := func(n int) bool { left -= n; return left >= 0 }
+		if j, err := s.ReadJournal(id, upTo(c.limit), reserve); (err == nil) != c.ok || !c.ok && !errors.Is(err, invokers.ErrNoMemory) {
+			t.Errorf("with memory for %d bytes: %+v, %v", c.memory, j, err)
+		}
+	}
+	if _, err := s.ReadJournal(testID(2), nil, nil); !errors.Is(err, ErrNotFound) {
 		t.Fatal(err)
 	}
 	inv.Status = storepb.Invocation_SUSPENDED
 	put(t, s, keyspace.AppendInvocation(nil, &id), inv)
-	if _, err := s.ReadJournal(id, nil); !errors.Is(err, ErrNotRunning) {
+	if _, err := s.ReadJournal(id, nil, nil); !errors.Is(err, ErrNotRunning) {
 		t.Fatal(err)
 	}
 	inv.Status, inv.Entries = storepb.Invocation_INVOKED, 3
 	put(t, s, keyspace.AppendInvocation(nil, &id), inv)
-	if _, err := s.ReadJournal(id, nil); !errors.Is(err, ErrCorrupt) {
+	if _, err := s.ReadJournal(id, nil, nil); !errors.Is(err, ErrCorrupt) {
 		t.Fatal(err)
 	}
 	put(t, s, keyspace.AppendInvocation(nil, &id), []byte{0xff})
-	if _, err := s.ReadJournal(id, nil); !errors.Is(err, ErrCorrupt) {
+	if _, err := s.ReadJournal(id, nil, nil); !errors.Is(err, ErrCorrupt) {
 		t.Fatal(err)
 	}
 }
@@ -128,7 +138,7 @@ func TestStateOfAServiceIsPartialAndEmpty(t *testing.T) {
 		keyspace.AppendInvocation(nil, &id), &storepb.Invocation{Status: storepb.Invocation_INVOKED, Target: &invocationpb.Target{Service: "A", ServiceType: 1}, Entries: 1},
 		keyspace.AppendJournal(nil, &id, 0), journalEntry(0x400, "input"),
 	)
-	if j, err := s.ReadJournal(id, upTo(1<<20)); err != nil || !j.PartialState || len(j.State) != 0 {
+	if j, err := s.ReadJournal(id, upTo(1<<20), nil); err != nil || !j.PartialState || len(j.State) != 0 {
 		t.Fatalf("%+v, %v", j, err)
 	}
 }
