@@ -202,7 +202,6 @@ func (f *Finder) learn(n *peer, s *logserver.StateReply) {
 
 // took handles the reply to the request that the server was asked in this phase.
 func (f *Finder) took(now time.Duration, n *peer, a *Answer) {
-	n.failures = 0
 	state, _ := a.state()
 	if n.lost {
 		n.done = true

@@ -277,6 +277,30 @@ type silent struct{ calls int }
 
 func (s *silent) Call(cluster.NodeID, transport.Message, transport.ReplyFunc) { s.calls++ }
 
+// TestRefusalsAreNotHurried: a server that answers, but cannot do what it is asked, is asked less and less often.
+func TestRefusalsAreNotHurried(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		p := Params{ID: 7, Sequencer: dead, Quorum: cluster.NewQuorum([]cluster.NodeID{1}, cluster.ReplicateTo(1), healthyView{})}
+		ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+		defer cancel()
+		net := &disabled{}
+		if err := Run(ctx, net, SystemClock{}, NewFinder(p, SealTail, FinderConfig{})); !errors.Is(err, context.DeadlineExceeded) {
+			t.Errorf("run: %v, want the end of its context", err)
+		}
+		if net.calls < 30 || net.calls > 130 {
+			t.Errorf("%d requests to a server whose disk has failed in a minute, want about one a second", net.calls)
+		}
+	})
+}
+
+// disabled is a network whose servers have lost their disks.
+type disabled struct{ calls int }
+
+func (d *disabled) Call(_ cluster.NodeID, _ transport.Message, reply transport.ReplyFunc) {
+	d.calls++
+	reply(&logserver.StateReply{Status: logserver.StatusDisabled}, nil)
+}
+
 // TestTrimmer needs a write quorum and repeats what failed.
 func TestTrimmer(t *testing.T) {
 	p := Params{ID: 7, Sequencer: dead, Quorum: cluster.NewQuorum([]cluster.NodeID{1, 2, 3}, cluster.ReplicateTo(2), healthyView{})}
