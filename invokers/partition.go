@@ -161,7 +161,7 @@ func (p *Partition) deploymentLocked(inv *invocation) ident.DeploymentID {
 func (p *Partition) granted(inv *invocation, slot *share) bool {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	if p.mu.closed || inv.gone || inv.phase != queued {
+	if p.mu.closed || inv.gone || inv.phase != queued || inv.pauseRequested { // the last: proposeLast pauses it
 		return false
 	}
 	p.pool.metrics.acquired.Inc()

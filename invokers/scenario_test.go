@@ -734,6 +734,43 @@ func TestPauseOfWhatIsPutBack(t *testing.T) {
 	})
 }
 
+// TestPauseOfWhatIsQueuedAgain: the record of a failure is applied before the call that proposed it has returned, and the
+// invocation waits for a slot again. If it is asked to pause then, it gets no other attempt, which nobody would ask.
+func TestPauseOfWhatIsQueuedAgain(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		id, other := invocationID(1), invocationID(2)
+		returns, proceed := make(chan struct{}), make(chan struct{})
+		w := newWorld(t, func(c *Config, _ *Deps) { c.ConcurrencyLimit = 1 },
+			fails(&protocolpb.Error{Code: 500, NextRetryDelay: ptrTo(uint64(2000))}),
+			func(v *service) {
+				v.accept()
+				v.replay()
+				<-proceed
+				v.send(output("x"), endFrame)
+				v.halfClosed()
+				v.end(eof)
+			})
+		w.log.taken = func(p proposal) {
+			if p.id == id {
+				<-returns
+			}
+		}
+		w.log.invoke(id, plain(), true)
+		synctest.Wait()
+		w.log.invoke(other, plain(), true)
+		elapse(3 * time.Second)
+		if s, _ := w.partition.StatusOf(id); !s.Queued {
+			t.Errorf("it does not wait for the other's slot: %+v", s)
+		}
+		w.log.do(func() { w.partition.Pause(id) })
+		close(proceed)
+		w.log.await(other, "ended")
+		synctest.Wait()
+		close(returns)
+		w.log.await(id, "paused")
+	})
+}
+
 // TestPauseBehindABlockedProposal: the pause is proposed after the effects that are being proposed, never
 // beside them.
 func TestPauseBehindABlockedProposal(t *testing.T) {

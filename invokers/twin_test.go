@@ -390,8 +390,9 @@ type memLog struct {
 	queue    []func() // what the loop has to do
 	held     bool     // the loop stands still
 	closed   bool
-	refuse   error // returned by Propose
-	blocked  bool  // Propose waits
+	refuse   error          // returned by Propose
+	taken    func(proposal) // called before Propose returns; may be nil
+	blocked  bool           // Propose waits
 	reads    int
 	unread   int            // reads that ended for lack of memory
 	limits   []int          // of eager state
@@ -523,6 +524,11 @@ func (l *memLog) Propose(ctx context.Context, id ident.InvocationID, incarnation
 	l.proposed = append(l.proposed, p)
 	l.queue = append(l.queue, func() { l.apply(p) })
 	l.cond.Broadcast()
+	if l.taken != nil {
+		l.mu.Unlock()
+		defer l.mu.Lock()
+		l.taken(p)
+	}
 	return nil
 }
 
