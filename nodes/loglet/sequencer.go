@@ -19,7 +19,8 @@ type SequencerConfig struct {
 	// StoreTimeout is when a store without answer is sent again; default 2 s.
 	StoreTimeout time.Duration
 	// StallTimeout is after how long without a commit the sequencer gives up, so that the log can be
-	// moved to other servers; default 15 s. Too low, and a slow disk causes reconfigurations.
+	// moved to other servers; default 15 s. Too low, and a slow disk causes reconfigurations. Servers
+	// that say that they are overloaded are waited for.
 	StallTimeout time.Duration
 	// RetryMin and RetryMax bound the pause before a failed store is sent again; default 10 ms, 1 s.
 	RetryMin, RetryMax time.Duration
@@ -90,7 +91,7 @@ type Sequencer struct {
 	records int            // in batches
 	servers []server
 	stopped error         // why nothing is taken any more
-	moved   time.Duration // last commit, or the first append after an empty time
+	moved   time.Duration // last commit, or the first append after an empty time, or when servers were found overloaded
 }
 
 type batch struct {
@@ -111,7 +112,8 @@ type server struct {
 	retryAt  time.Duration // no sends before; 0 when healthy
 	deadline time.Duration // of the stores in flight; moves with each answer
 	sealed   bool
-	refuses  bool // for ever: other sequencer, disk failed, data lost, not to be written to
+	busyAt   time.Duration // it has last said that it is overloaded
+	refuses  bool          // for ever: other sequencer, disk failed, data lost, not to be written to
 }
 
 // NewSequencer returns the sequencer of a fresh loglet.
@@ -196,6 +198,9 @@ func (s *Sequencer) Answer(now time.Duration, a *Answer, out *SequencerOutput) {
 	case logserver.StatusSequencerMismatch, logserver.StatusDisabled, logserver.StatusDataLoss, logserver.StatusMalformed:
 		sv.refuses = true
 	default: // out of bounds, overloaded: a store before was lost or refused; begin again at the first
+		if state.Status == logserver.StatusOverloaded {
+			sv.busyAt = now
+		}
 		if current {
 			s.failed(now, sv)
 		}
@@ -222,10 +227,26 @@ func (s *Sequencer) Tick(now time.Duration, out *SequencerOutput) {
 			s.failed(now, sv)
 		}
 	}
-	if len(s.batches) > 0 && now >= s.moved+s.cfg.StallTimeout {
+	switch {
+	case len(s.batches) == 0 || now < s.moved+s.cfg.StallTimeout:
+	case s.overloaded():
+		s.moved = now
+	default:
 		s.Stop(ErrUnavailable, out)
 	}
 	s.pump(now, out)
+}
+
+// overloaded reports whether the oldest batch waits only for servers that have said so since the last commit. Another
+// segment would not help.
+func (s *Sequencer) overloaded() bool {
+	var answer cluster.Members
+	for i := range s.servers {
+		if sv := &s.servers[i]; sv.busyAt > s.moved || sv.tail >= s.batches[0].next() {
+			answer.Add(i)
+		}
+	}
+	return s.params.Quorum.WriteQuorum(answer)
 }
 
 // NextTick is when Tick is due; ok is false when nothing is in flight.

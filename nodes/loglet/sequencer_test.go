@@ -250,6 +250,34 @@ func TestStallEnds(t *testing.T) {
 	}
 }
 
+// TestOverloadIsNoStall: servers that answer that they take nothing now, for their disk is nearly full, would take no more in
+// another segment.
+func TestOverloadIsNoStall(t *testing.T) {
+	for _, servers := range []int{1, 3} {
+		d := newDesk(t, servers, (servers+1)/2, SequencerConfig{StallTimeout: 10 * time.Second})
+		d.mustAppend("a", 1)
+		busy := func(n int) {
+			for i := range n {
+				d.answer(d.sent(i, 1)[0], refusal(logserver.StatusOverloaded, 1), nil)
+			}
+			d.pass(time.Second)
+		}
+		for range 40 {
+			busy((servers + 1) / 2)
+		}
+		d.committed()
+		if err := d.s.Stopped(); err != nil {
+			t.Fatalf("%d servers: stopped by %v although a write quorum answers", servers, err)
+		}
+		for range 20 { // fewer than that answer
+			if d.s.Stopped() == nil {
+				busy((servers+1)/2 - 1)
+			}
+		}
+		d.committed("a [1,1] failed")
+	}
+}
+
 func TestOffsetsUsedUp(t *testing.T) {
 	d := newDesk(t, 1, 1, SequencerConfig{})
 	d.s.next = logserver.MaxOffset - 5

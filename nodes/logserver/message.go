@@ -54,7 +54,7 @@ const (
 	StatusDisabled
 	// StatusDataLoss: the server lost records of this loglet; it does not answer for it.
 	StatusDataLoss
-	// StatusOverloaded: too many bytes wait for the disk; repeat later.
+	// StatusOverloaded: too many bytes or requests wait, or the disk is nearly full; repeat later.
 	StatusOverloaded
 	// StatusError: the request failed, e.g. a read met a corrupt record; see the reply's Reason.
 	StatusError
