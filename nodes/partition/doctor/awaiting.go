@@ -228,12 +228,17 @@ func (w *awaiting) invocation(n uint32) error {
 }
 
 func (w *awaiting) isSink(callee *storepb.Invocation, n uint32) bool {
-	for _, s := range callee.Sinks {
+	return w.among(callee.Sinks, n) || callee.MoreSinks > 0 // it may be in a row of its own, in the other partition
+}
+
+// among reports whether completion n of the invocation is among sinks.
+func (w *awaiting) among(sinks []*invocationpb.Sink, n uint32) bool {
+	for _, s := range sinks {
 		if s.CompletionId == n && s.Life == w.inv.Life && bytes.Equal(s.Caller, w.f.ID[:]) {
 			return true
 		}
 	}
-	return callee.MoreSinks > 0 // it may be in a row of its own, in the other partition
+	return false
 }
 
 // promise needs the waiter to be registered with a promise that is not completed.
@@ -255,11 +260,19 @@ func (w *awaiting) promise(n uint32) error {
 		w.f.problem("it awaits the promise %q, which is completed", c.promise)
 		return nil
 	}
-	for _, l := range p.Listeners {
-		if l.CompletionId == n && l.Life == w.inv.Life && bytes.Equal(l.InvocationId, w.f.ID[:]) {
-			w.f.wait(Wait{Reason: Promise, Text: fmt.Sprintf("the promise %q of workflow %s/%s; another handler of the workflow completes it", c.promise, o.Service, o.Key)})
-			return nil
+	known := w.among(p.Sinks, n)
+	if !known && p.MoreSinks > 0 {
+		key, err := keyspace.AppendSink(keyspace.AppendPromiseSinkPrefix(nil, &o, c.promise), &invocationpb.Sink{Caller: w.f.ID[:], CompletionId: n, Life: w.inv.Life})
+		if err != nil {
+			return fmt.Errorf("encode a sink: %w", err)
 		}
+		if _, known, err = w.v.Rows.Get(key); err != nil {
+			return err
+		}
+	}
+	if known {
+		w.f.wait(Wait{Reason: Promise, Text: fmt.Sprintf("the promise %q of workflow %s/%s; another handler of the workflow completes it", c.promise, o.Service, o.Key)})
+		return nil
 	}
 	w.f.problem("it awaits the promise %q, which does not know that it is waited for", c.promise)
 	return nil

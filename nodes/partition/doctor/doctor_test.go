@@ -250,6 +250,16 @@ func situations() []situation {
 		w.invoke(me, workflow(), 0)
 		w.effects(me, commandOf(protocol.TypeGetPromise, &protocolpb.GetPromiseCommand{Key: "done", ResultCompletionId: 1}, nil), suspend(completion(1)))
 	}
+	// The sink of me is the 17th of the promise: its row has no room for it.
+	popular := func(w *world) {
+		for i := range byte(16) {
+			id := me
+			id[23] = 100 + i
+			w.invoke(id, workflow(), 0)
+			w.effects(id, commandOf(protocol.TypeGetPromise, &protocolpb.GetPromiseCommand{Key: "done", ResultCompletionId: 1}, nil))
+		}
+		promise(w)
+	}
 	queued := func(w *world) {
 		w.invoke(other, object(), 0)
 		w.invoke(me, object(), 0)
@@ -308,6 +318,9 @@ func situations() []situation {
 		{"a promise", promise, Promise, `the promise "done" of workflow Flow/k`, ident.InvocationID{}, map[string]func(*world){
 			"gone": func(w *world) { w.drop(keyspace.TagPromise) },
 		}, map[string]string{"gone": "does not know that it is waited for"}},
+		{"a promise of many", popular, Promise, `the promise "done" of workflow Flow/k`, ident.InvocationID{}, map[string]func(*world){
+			"sink gone": func(w *world) { w.drop(keyspace.TagWaiting) },
+		}, map[string]string{"sink gone": "does not know that it is waited for"}},
 		{"an awakeable", func(w *world) {
 			w.invoke(me, service(), 0)
 			w.effects(me, suspend(&invocationpb.Future{Signals: []uint32{17}}))

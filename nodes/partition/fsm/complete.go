@@ -213,16 +213,8 @@ func (m *Machine) answerAll(r *row, res *invocationpb.Result) error {
 	inv := r.inv
 	sinks := inv.Sinks
 	if inv.MoreSinks > 0 {
-		prefix := keyspace.AppendSinkPrefix(nil, &r.id)
-		err := m.txn.Scan(prefix, keyspace.PrefixEnd(nil, prefix), func(key, _ []byte) (bool, error) {
-			s, err := keyspace.SinkOf(key)
-			sinks = append(sinks, s)
-			return true, err
-		})
-		if err != nil {
-			return err
-		}
-		if err := m.deletePrefix(prefix); err != nil {
+		var err error
+		if sinks, err = m.takeSinks(sinks, keyspace.AppendSinkPrefix(nil, &r.id)); err != nil {
 			return err
 		}
 	}
@@ -303,7 +295,7 @@ func (m *Machine) attach(a *recordpb.Attach) error {
 	if r.status() == storepb.Invocation_COMPLETED {
 		return m.answerCompleted(r, a.Sink)
 	}
-	return m.addSink(r, a.Sink)
+	return m.await(r, a.Sink)
 }
 
 func (m *Machine) getOutput(g *recordpb.GetOutput) error {

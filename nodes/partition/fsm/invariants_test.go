@@ -85,8 +85,9 @@ func (t *tables) add(key, v []byte) {
 	case keyspace.TagEvent:
 		t.events[must(keyspace.InvocationOf(key))]++
 	case keyspace.TagSink:
-		must(keyspace.SinkOf(key))
-		t.sinks[must(keyspace.InvocationOf(key))]++
+		id := must(keyspace.InvocationOf(key))
+		must(keyspace.SinkOf(key[len(keyspace.AppendSinkPrefix(nil, &id)):]))
+		t.sinks[id]++
 	case keyspace.TagOutput:
 		t.outputs[must(keyspace.InvocationOf(key))] = true
 	case keyspace.TagLock:

@@ -2,7 +2,6 @@ package fsm
 
 import (
 	"bytes"
-	"fmt"
 
 	"perdure/control/ident"
 	"perdure/control/mutant"
@@ -131,39 +130,16 @@ func (m *Machine) duplicate(r *row, x *invocationpb.Invocation) error {
 	case r.status() == storepb.Invocation_COMPLETED:
 		return m.answerCompleted(r, x.Sink)
 	}
-	return m.addSink(r, x.Sink)
+	return m.await(r, x.Sink)
 }
 
-// sinksInRow is how many sinks a status row holds. Most invocations have one or none; one that is waited for by many,
-// or again and again for a long time, has the others in rows of their own, so that its status row stays small.
-const sinksInRow = 16
-
-// addSink makes a sink wait for the invocation; the same one only once.
-func (m *Machine) addSink(r *row, s *invocationpb.Sink) error {
-	for _, old := range r.inv.Sinks {
-		if sameSink(old, s) {
-			return nil
-		}
-	}
-	if len(r.inv.Sinks) < sinksInRow {
-		r.inv.Sinks = append(r.inv.Sinks, s)
+// await makes a sink wait for the invocation.
+func (m *Machine) await(r *row, s *invocationpb.Sink) error {
+	added, err := m.addSink(&r.inv.Sinks, &r.inv.MoreSinks, keyspace.AppendSinkPrefix(nil, &r.id), s)
+	if added {
 		m.touch(r)
-		return nil
 	}
-	var err error
-	if m.key, err = keyspace.AppendSink(m.key[:0], &r.id, s); err != nil {
-		return fmt.Errorf("encode a sink of %s: %w", r.id, err)
-	}
-	if _, known, err := m.txn.Get(m.key); known || err != nil {
-		return err
-	}
-	r.inv.MoreSinks++
-	m.touch(r)
-	return m.txn.Set(m.key, nil)
-}
-
-func sameSink(a, b *invocationpb.Sink) bool {
-	return a.CompletionId == b.CompletionId && a.Life == b.Life && bytes.Equal(a.Caller, b.Caller) && bytes.Equal(a.RequestId, b.RequestId)
+	return err
 }
 
 // admit starts an invocation, or puts it in the inbox of its object.

@@ -225,7 +225,7 @@ func TestCorruptInboxAndPromise(t *testing.T) {
 	w = newWorld(t)
 	waits := w.started(request(workflowTarget("k", schema.Shared), 1))
 	w.effects(waits, getPromise(1, "p"))
-	raw, err := (&storepb.Promise{Listeners: []*storepb.Listener{{InvocationId: []byte("short")}}}).MarshalVT()
+	raw, err := (&storepb.Promise{Sinks: []*invocationpb.Sink{{Caller: []byte("short")}}}).MarshalVT()
 	if err != nil {
 		t.Fatal(err)
 	}

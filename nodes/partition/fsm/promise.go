@@ -36,7 +36,10 @@ func (m *Machine) getPromise(r *row, c *protocolpb.GetPromiseCommand) error {
 	if p.Result != nil {
 		return m.completion(r, c.ResultCompletionId, protocol.TypeGetPromiseCompletion, p.Result)
 	}
-	p.Listeners = append(p.Listeners, &storepb.Listener{InvocationId: append([]byte(nil), r.id[:]...), CompletionId: c.ResultCompletionId, Life: r.inv.Life})
+	prefix := keyspace.AppendPromiseSinkPrefix(nil, &o, c.Key)
+	if _, err := m.addSink(&p.Sinks, &p.MoreSinks, prefix, m.sink(r, c.ResultCompletionId)); err != nil {
+		return err
+	}
 	if err := m.setPromise(&o, c.Key, p); err != nil {
 		return err
 	}
@@ -58,7 +61,7 @@ func (m *Machine) peekPromise(r *row, c *protocolpb.PeekPromiseCommand) error {
 	return m.completion(r, c.ResultCompletionId, protocol.TypePeekPromiseCompletion, res)
 }
 
-// completePromise completes a promise, the first time. Its own answer comes before that of the listeners.
+// completePromise completes a promise, the first time. Its own answer comes before that of the sinks.
 func (m *Machine) completePromise(r *row, c *protocolpb.CompletePromiseCommand) error {
 	if !workflow(r.inv.Target) {
 		return m.reject(r, "only workflows have promises")
@@ -70,36 +73,42 @@ func (m *Machine) completePromise(r *row, c *protocolpb.CompletePromiseCommand) 
 	if p.Result != nil {
 		return m.completion(r, c.ResultCompletionId, protocol.TypeCompletePromiseCompletion, failure(409, "promise was already completed"))
 	}
+	sinks, err := m.sinksOfPromise(&o, c.Key, p)
+	if err != nil {
+		return err
+	}
 	res := protocol.ResultOf(c.GetCompletionValue(), c.GetCompletionFailure())
-	listeners := p.Listeners
 	if err := m.setPromise(&o, c.Key, &storepb.Promise{Result: res}); err != nil {
 		return err
 	}
 	if err := m.completion(r, c.ResultCompletionId, protocol.TypeCompletePromiseCompletion, void()); err != nil {
 		return err
 	}
-	for _, l := range listeners {
-		if err := m.tell(l, res); err != nil {
-			return err
-		}
+	return m.tell(sinks, res)
+}
+
+// sinksOfPromise are all sinks of a promise; what the promise's row has no room for is removed.
+func (m *Machine) sinksOfPromise(o *keyspace.Object, name string, p *storepb.Promise) ([]*invocationpb.Sink, error) {
+	if p.MoreSinks == 0 {
+		return p.Sinks, nil
 	}
-	return nil
+	return m.takeSinks(p.Sinks, keyspace.AppendPromiseSinkPrefix(nil, o, name))
 }
 
 // forgetPromises removes the promises of a workflow. Who waits for one of them is told so: a later life of the workflow
 // has promises of its own.
 func (m *Machine) forgetPromises(o *keyspace.Object) error {
-	type waiting struct {
-		promise  string
-		listener *storepb.Listener
+	type waited struct {
+		name    string
+		promise *storepb.Promise
 	}
-	var left []waiting
+	var left []waited
 	prefix := keyspace.AppendPromisePrefix(nil, o)
 	err := m.txn.Scan(prefix, keyspace.PrefixEnd(nil, prefix), func(key, value []byte) (bool, error) {
-		var p storepb.Promise
-		err := decodeRow(key, value, &p)
-		for _, l := range p.Listeners {
-			left = append(left, waiting{string(key[len(prefix):]), l})
+		p := new(storepb.Promise)
+		err := decodeRow(key, value, p)
+		if len(p.Sinks) > 0 {
+			left = append(left, waited{string(key[len(prefix):]), p})
 		}
 		return true, err
 	})
@@ -110,26 +119,35 @@ func (m *Machine) forgetPromises(o *keyspace.Object) error {
 		return err
 	}
 	for _, w := range left {
-		if err := m.tell(w.listener, failure(410, fmt.Sprintf("the workflow of the promise '%s' was forgotten", w.promise))); err != nil {
+		sinks, err := m.sinksOfPromise(o, w.name, w.promise)
+		if err != nil {
+			return err
+		}
+		if err := m.tell(sinks, failure(410, fmt.Sprintf("the workflow of the promise '%s' was forgotten", w.name))); err != nil {
 			return err
 		}
 	}
 	return nil
 }
 
-// tell answers a listener. It has the same workflow key and thus lives in the same partition.
-func (m *Machine) tell(l *storepb.Listener, res *invocationpb.Result) error {
-	id, err := ident.InvocationIDFromBytes(l.InvocationId)
-	if err != nil {
-		return fmt.Errorf("%w: the listener of a promise: %w", keyspace.ErrCorrupt, err)
+// tell answers the sinks of a promise. They have the same workflow key and thus live in the same partition.
+func (m *Machine) tell(sinks []*invocationpb.Sink, res *invocationpb.Result) error {
+	for _, s := range sinks {
+		id, err := ident.InvocationIDFromBytes(s.Caller)
+		if err != nil {
+			return fmt.Errorf("%w: who waits for a promise: %w", keyspace.ErrCorrupt, err)
+		}
+		r, err := m.row(id)
+		if err != nil {
+			return err
+		}
+		if !r.inFlight() || r.inv.Life != s.Life {
+			m.dropped++
+			continue
+		}
+		if err := m.respond(r, s.CompletionId, res); err != nil {
+			return err
+		}
 	}
-	r, err := m.row(id)
-	if err != nil {
-		return err
-	}
-	if !r.inFlight() || r.inv.Life != l.Life {
-		m.dropped++
-		return nil
-	}
-	return m.respond(r, l.CompletionId, res)
+	return nil
 }

@@ -128,6 +128,48 @@ func TestForgottenPromises(t *testing.T) {
 	}
 }
 
+// However many wait for a promise, its row stays small and each is told.
+func TestManyWaitForAPromise(t *testing.T) {
+	const many = 5 * sinksInRow
+	for name, c := range map[string]struct {
+		end  *invocationpb.Effect
+		raw  string
+		left int // sinks of the other promise that have rows of their own
+	}{
+		"completed": {resolvePromise(1, "p", "v"), "08022a030a0176", many - sinksInRow},
+		"forgotten": {end(), notificationHex(2, &invocationpb.Failure{Code: 410, Message: "the workflow of the promise 'p' was forgotten"}), 0},
+	} {
+		t.Run(name, func(t *testing.T) {
+			w := newWorld(t)
+			run := w.started(request(workflowTarget("k", schema.WorkflowRun), 1))
+			for i := range many {
+				waits := w.started(request(workflowTarget("k", schema.Shared), 2+i))
+				w.effects(waits, getPromise(2, "p"), getPromise(3, "pp"), suspended(node(unknown, 2)))
+			}
+			var p storepb.Promise
+			o := object(&run, workflowTarget("k", schema.WorkflowRun))
+			if ok, err := read(w.txn, keyspace.AppendPromise(nil, &o, "p"), &p); !ok || err != nil || p.SizeVT() > 64*sinksInRow {
+				t.Fatalf("%v, %v, the row has %d bytes", ok, err, p.SizeVT())
+			}
+			if n := w.count(keyspace.TagWaiting); n != 2*(many-sinksInRow) || int(p.MoreSinks) != n/2 {
+				t.Fatalf("%d sinks have rows of their own, that of the promise says %d", n, p.MoreSinks)
+			}
+			told := map[ident.InvocationID]bool{}
+			for _, a := range ofKind(w.effects(run, output("x"), c.end), ActInvoke) {
+				told[a.ID] = true
+				n := w.journal(a.ID)[3] // behind the input and two commands
+				w.wantNotification(Action{Type: n.Type, Raw: n.Raw}, protocol.TypeGetPromiseCompletion, c.raw)
+			}
+			if len(told) != many {
+				t.Fatalf("%d were told, want %d", len(told), many)
+			}
+			if n := w.count(keyspace.TagWaiting); n != c.left {
+				t.Fatalf("%d sinks are left, want the %d of the other promise", n, c.left)
+			}
+		})
+	}
+}
+
 func TestEndOfAWorkflowsRetentionClearsItsStateAndPromises(t *testing.T) {
 	_, _, set, _, _ := stateEffects()
 	for _, retention := range []uint64{0, 1000} {

@@ -11,6 +11,7 @@
 //	j id entry u32                           type u16, time u64, payload: a journal entry
 //	a id kind u8, u32 or name                Awaited           a completion or signal of an invocation
 //	k id, Sink                               empty             sink that the status row has no room for
+//	q object, length u32, name, Sink         empty             sink that a promise's row has no room for
 //	v id                                     Output            success kept after the journal is gone
 //	e id n u32                               Event             journal event
 //	s object, state key                      raw value         state of an object or workflow
@@ -55,6 +56,7 @@ const (
 	TagLock       = 'l'
 	TagInbox      = 'b'
 	TagPromise    = 'p'
+	TagWaiting    = 'q'
 	TagTimer      = 't'
 	TagExpiry     = 'x'
 	TagOutbox     = 'o'
@@ -168,17 +170,18 @@ func lastU32(key []byte) (uint32, error) {
 // AppendSinkPrefix begins the keys of an invocation's sinks.
 func AppendSinkPrefix(dst []byte, id *ident.InvocationID) []byte { return appendID(dst, TagSink, id) }
 
-// AppendSink is the key of a sink: the sink itself, so that it is there only once.
-func AppendSink(dst []byte, id *ident.InvocationID, s *invocationpb.Sink) ([]byte, error) {
+// AppendSink is the key of a sink behind its prefix, that of an invocation's or of a promise's: the sink itself, so that it is
+// there only once.
+func AppendSink(prefix []byte, s *invocationpb.Sink) ([]byte, error) {
 	raw, err := s.MarshalVT()
-	return append(appendID(dst, TagSink, id), raw...), err
+	return append(prefix, raw...), err
 }
 
-// SinkOf reads a sink from its key.
-func SinkOf(key []byte) (*invocationpb.Sink, error) {
+// SinkOf reads a sink from what follows the prefix in its key.
+func SinkOf(rest []byte) (*invocationpb.Sink, error) {
 	s := new(invocationpb.Sink)
-	if len(key) < 1+24 || s.UnmarshalVT(key[1+24:]) != nil {
-		return nil, fmt.Errorf("sink: %w", ErrCorrupt)
+	if err := s.UnmarshalVT(rest); err != nil {
+		return nil, fmt.Errorf("sink: %w: %w", ErrCorrupt, err)
 	}
 	return s, nil
 }

@@ -27,15 +27,19 @@ func TestKeysAreGolden(t *testing.T) {
 	id := testID(0x10)
 	const idHex = "101112131415161718191a1b1c1d1e1f2021222324252627"
 	const objectHex = "0102030405060708" + "0007" + "436f756e746572" + "00000001" + "6b"
-	sinkKey, err := AppendSink(nil, &id, &invocationpb.Sink{RequestId: []byte("r"), Life: 2})
-	if err != nil {
-		t.Fatal(err)
+	sink := func(prefix []byte) []byte {
+		key, err := AppendSink(prefix, &invocationpb.Sink{RequestId: []byte("r"), Life: 2})
+		if err != nil {
+			t.Fatal(err)
+		}
+		return key
 	}
 	for name, c := range map[string]struct {
 		got  []byte
 		want string
 	}{
-		"sink":               {sinkKey, "6b" + idHex + "1a0172" + "2002"},
+		"sink":               {sink(AppendSinkPrefix(nil, &id)), "6b" + idHex + "1a0172" + "2002"},
+		"sink of a promise":  {sink(AppendPromiseSinkPrefix(nil, &counter, "p")), "71" + objectHex + "00000001" + "70" + "1a0172" + "2002"},
 		"applied LSN":        {AppendMeta(nil, MetaApplied), "6d61"},
 		"counters":           {AppendMeta(nil, MetaCounters), "6d63"},
 		"leader":             {AppendMeta(nil, MetaLeader), "6d6c"},
@@ -101,7 +105,7 @@ func TestRowsAreGolden(t *testing.T) {
 		"inboxed":         {&storepb.Inboxed{InvocationId: id[:2], CreatedAtMs: 5}, "0a020102" + "1805"},
 		"inboxed patch":   {&storepb.Inboxed{Patch: &storepb.StatePatch{Version: &idempotency, State: []*storepb.StateEntry{{Key: []byte("a"), Value: []byte("b")}}}}, "120c" + "0a02696b" + "1206" + "0a0161" + "120162"},
 		"promise":         {&storepb.Promise{Result: &invocationpb.Result{Kind: &invocationpb.Result_Failure{Failure: failure}}}, "0a0d" + "120b" + "08990312066b696c6c6564"},
-		"promise awaited": {&storepb.Promise{Listeners: []*storepb.Listener{{InvocationId: id[:2], CompletionId: 3, Life: 4}}}, "1208" + "0a020102" + "1003" + "1804"},
+		"promise awaited": {&storepb.Promise{Sinks: []*invocationpb.Sink{{Caller: id[:2], CompletionId: 3, Life: 4}}, MoreSinks: 5}, "1208" + "0a020102" + "1003" + "2004" + "1805"},
 		"event":           {&storepb.Event{AfterEntry: 1, AppendedAtMs: 2, Kind: &storepb.Event_TransientError{TransientError: &invocationpb.Effect_AttemptFailed{Code: 500}}}, "0801" + "1002" + "1a03" + "08f403"},
 		"counters":        {&storepb.Counters{OutboxNext: 1, OutboxHead: 2, InboxNext: 3}, "0801" + "1002" + "1803"},
 		"leader":          {&storepb.Leader{Epoch: 1, NodeId: 2, NodeGeneration: 3, ConfigVersion: 4, ReplicaSets: []byte("r"), Lsn: 6}, "0801" + "1002" + "1803" + "2004" + "2a0172" + "3006"},

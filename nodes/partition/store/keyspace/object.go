@@ -78,3 +78,9 @@ func AppendPromisePrefix(dst []byte, o *Object) []byte { return appendObject(dst
 func AppendPromise(dst []byte, o *Object, name string) []byte {
 	return append(appendObject(dst, TagPromise, o), name...)
 }
+
+// AppendPromiseSinkPrefix begins the keys of a promise's sinks.
+func AppendPromiseSinkPrefix(dst []byte, o *Object, name string) []byte {
+	dst = binary.BigEndian.AppendUint32(appendObject(dst, TagWaiting, o), uint32(len(name)))
+	return append(dst, name...)
+}

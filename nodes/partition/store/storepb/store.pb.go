@@ -126,8 +126,8 @@ type Invocation struct {
 	// the journal entry that output names.
 	Failure        *invocationpb.Failure `protobuf:"bytes,32,opt,name=failure,proto3" json:"failure,omitempty"`
 	OutputKept     bool                  `protobuf:"varint,33,opt,name=output_kept,json=outputKept,proto3" json:"output_kept,omitempty"`             // the success is in an Output row of its own
-	MoreSinks      uint32                `protobuf:"varint,35,opt,name=more_sinks,json=moreSinks,proto3" json:"more_sinks,omitempty"`                // number of rows with sinks beside those above
 	PauseRequested bool                  `protobuf:"varint,34,opt,name=pause_requested,json=pauseRequested,proto3" json:"pause_requested,omitempty"` // while invoked: an operator's pause was accepted, and the attempt has not stopped yet
+	MoreSinks      uint32                `protobuf:"varint,35,opt,name=more_sinks,json=moreSinks,proto3" json:"more_sinks,omitempty"`                // number of rows with sinks beside those above
 	unknownFields  protoimpl.UnknownFields
 	sizeCache      protoimpl.SizeCache
 }
@@ -393,18 +393,18 @@ func (x *Invocation) GetOutputKept() bool {
 	return false
 }
 
-func (x *Invocation) GetMoreSinks() uint32 {
-	if x != nil {
-		return x.MoreSinks
-	}
-	return 0
-}
-
 func (x *Invocation) GetPauseRequested() bool {
 	if x != nil {
 		return x.PauseRequested
 	}
 	return false
+}
+
+func (x *Invocation) GetMoreSinks() uint32 {
+	if x != nil {
+		return x.MoreSinks
+	}
+	return 0
 }
 
 // Output is the success of a completed invocation whose journal does not have it any more.
@@ -767,8 +767,9 @@ func (x *StateEntry) GetValue() []byte {
 // Promise is a durable promise of a workflow: completed with result, or awaited.
 type Promise struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
-	Result        *invocationpb.Result   `protobuf:"bytes,1,opt,name=result,proto3" json:"result,omitempty"`       // absent: not completed
-	Listeners     []*Listener            `protobuf:"bytes,2,rep,name=listeners,proto3" json:"listeners,omitempty"` // in the order of registration
+	Result        *invocationpb.Result   `protobuf:"bytes,1,opt,name=result,proto3" json:"result,omitempty"`                         // absent: not completed
+	Sinks         []*invocationpb.Sink   `protobuf:"bytes,2,rep,name=sinks,proto3" json:"sinks,omitempty"`                           // in the order of registration
+	MoreSinks     uint32                 `protobuf:"varint,3,opt,name=more_sinks,json=moreSinks,proto3" json:"more_sinks,omitempty"` // number of rows with sinks beside those above
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -810,69 +811,16 @@ func (x *Promise) GetResult() *invocationpb.Result {
 	return nil
 }
 
-func (x *Promise) GetListeners() []*Listener {
+func (x *Promise) GetSinks() []*invocationpb.Sink {
 	if x != nil {
-		return x.Listeners
+		return x.Sinks
 	}
 	return nil
 }
 
-type Listener struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	InvocationId  []byte                 `protobuf:"bytes,1,opt,name=invocation_id,json=invocationId,proto3" json:"invocation_id,omitempty"`
-	CompletionId  uint32                 `protobuf:"varint,2,opt,name=completion_id,json=completionId,proto3" json:"completion_id,omitempty"`
-	Life          uint64                 `protobuf:"varint,3,opt,name=life,proto3" json:"life,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
-}
-
-func (x *Listener) Reset() {
-	*x = Listener{}
-	mi := &file_nodes_partition_store_storepb_store_proto_msgTypes[8]
-	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-	ms.StoreMessageInfo(mi)
-}
-
-func (x *Listener) String() string {
-	return protoimpl.X.MessageStringOf(x)
-}
-
-func (*Listener) ProtoMessage() {}
-
-func (x *Listener) ProtoReflect() protoreflect.Message {
-	mi := &file_nodes_partition_store_storepb_store_proto_msgTypes[8]
+func (x *Promise) GetMoreSinks() uint32 {
 	if x != nil {
-		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-		if ms.LoadMessageInfo() == nil {
-			ms.StoreMessageInfo(mi)
-		}
-		return ms
-	}
-	return mi.MessageOf(x)
-}
-
-// Deprecated: Use Listener.ProtoReflect.Descriptor instead.
-func (*Listener) Descriptor() ([]byte, []int) {
-	return file_nodes_partition_store_storepb_store_proto_rawDescGZIP(), []int{8}
-}
-
-func (x *Listener) GetInvocationId() []byte {
-	if x != nil {
-		return x.InvocationId
-	}
-	return nil
-}
-
-func (x *Listener) GetCompletionId() uint32 {
-	if x != nil {
-		return x.CompletionId
-	}
-	return 0
-}
-
-func (x *Listener) GetLife() uint64 {
-	if x != nil {
-		return x.Life
+		return x.MoreSinks
 	}
 	return 0
 }
@@ -894,7 +842,7 @@ type Event struct {
 
 func (x *Event) Reset() {
 	*x = Event{}
-	mi := &file_nodes_partition_store_storepb_store_proto_msgTypes[9]
+	mi := &file_nodes_partition_store_storepb_store_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -906,7 +854,7 @@ func (x *Event) String() string {
 func (*Event) ProtoMessage() {}
 
 func (x *Event) ProtoReflect() protoreflect.Message {
-	mi := &file_nodes_partition_store_storepb_store_proto_msgTypes[9]
+	mi := &file_nodes_partition_store_storepb_store_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -919,7 +867,7 @@ func (x *Event) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Event.ProtoReflect.Descriptor instead.
 func (*Event) Descriptor() ([]byte, []int) {
-	return file_nodes_partition_store_storepb_store_proto_rawDescGZIP(), []int{9}
+	return file_nodes_partition_store_storepb_store_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *Event) GetAfterEntry() uint32 {
@@ -1004,7 +952,7 @@ type Counters struct {
 
 func (x *Counters) Reset() {
 	*x = Counters{}
-	mi := &file_nodes_partition_store_storepb_store_proto_msgTypes[10]
+	mi := &file_nodes_partition_store_storepb_store_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1016,7 +964,7 @@ func (x *Counters) String() string {
 func (*Counters) ProtoMessage() {}
 
 func (x *Counters) ProtoReflect() protoreflect.Message {
-	mi := &file_nodes_partition_store_storepb_store_proto_msgTypes[10]
+	mi := &file_nodes_partition_store_storepb_store_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1029,7 +977,7 @@ func (x *Counters) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Counters.ProtoReflect.Descriptor instead.
 func (*Counters) Descriptor() ([]byte, []int) {
-	return file_nodes_partition_store_storepb_store_proto_rawDescGZIP(), []int{10}
+	return file_nodes_partition_store_storepb_store_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *Counters) GetOutboxNext() uint64 {
@@ -1068,7 +1016,7 @@ type Leader struct {
 
 func (x *Leader) Reset() {
 	*x = Leader{}
-	mi := &file_nodes_partition_store_storepb_store_proto_msgTypes[11]
+	mi := &file_nodes_partition_store_storepb_store_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1080,7 +1028,7 @@ func (x *Leader) String() string {
 func (*Leader) ProtoMessage() {}
 
 func (x *Leader) ProtoReflect() protoreflect.Message {
-	mi := &file_nodes_partition_store_storepb_store_proto_msgTypes[11]
+	mi := &file_nodes_partition_store_storepb_store_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1093,7 +1041,7 @@ func (x *Leader) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Leader.ProtoReflect.Descriptor instead.
 func (*Leader) Descriptor() ([]byte, []int) {
-	return file_nodes_partition_store_storepb_store_proto_rawDescGZIP(), []int{11}
+	return file_nodes_partition_store_storepb_store_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *Leader) GetEpoch() uint64 {
@@ -1149,7 +1097,7 @@ type Durability struct {
 
 func (x *Durability) Reset() {
 	*x = Durability{}
-	mi := &file_nodes_partition_store_storepb_store_proto_msgTypes[12]
+	mi := &file_nodes_partition_store_storepb_store_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1161,7 +1109,7 @@ func (x *Durability) String() string {
 func (*Durability) ProtoMessage() {}
 
 func (x *Durability) ProtoReflect() protoreflect.Message {
-	mi := &file_nodes_partition_store_storepb_store_proto_msgTypes[12]
+	mi := &file_nodes_partition_store_storepb_store_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1174,7 +1122,7 @@ func (x *Durability) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Durability.ProtoReflect.Descriptor instead.
 func (*Durability) Descriptor() ([]byte, []int) {
-	return file_nodes_partition_store_storepb_store_proto_rawDescGZIP(), []int{12}
+	return file_nodes_partition_store_storepb_store_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *Durability) GetDurableLsn() uint64 {
@@ -1203,7 +1151,7 @@ type Barrier struct {
 
 func (x *Barrier) Reset() {
 	*x = Barrier{}
-	mi := &file_nodes_partition_store_storepb_store_proto_msgTypes[13]
+	mi := &file_nodes_partition_store_storepb_store_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1215,7 +1163,7 @@ func (x *Barrier) String() string {
 func (*Barrier) ProtoMessage() {}
 
 func (x *Barrier) ProtoReflect() protoreflect.Message {
-	mi := &file_nodes_partition_store_storepb_store_proto_msgTypes[13]
+	mi := &file_nodes_partition_store_storepb_store_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1228,7 +1176,7 @@ func (x *Barrier) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Barrier.ProtoReflect.Descriptor instead.
 func (*Barrier) Descriptor() ([]byte, []int) {
-	return file_nodes_partition_store_storepb_store_proto_rawDescGZIP(), []int{13}
+	return file_nodes_partition_store_storepb_store_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *Barrier) GetMinVersion() string {
@@ -1263,7 +1211,7 @@ type Producer struct {
 
 func (x *Producer) Reset() {
 	*x = Producer{}
-	mi := &file_nodes_partition_store_storepb_store_proto_msgTypes[14]
+	mi := &file_nodes_partition_store_storepb_store_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1275,7 +1223,7 @@ func (x *Producer) String() string {
 func (*Producer) ProtoMessage() {}
 
 func (x *Producer) ProtoReflect() protoreflect.Message {
-	mi := &file_nodes_partition_store_storepb_store_proto_msgTypes[14]
+	mi := &file_nodes_partition_store_storepb_store_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1288,7 +1236,7 @@ func (x *Producer) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Producer.ProtoReflect.Descriptor instead.
 func (*Producer) Descriptor() ([]byte, []int) {
-	return file_nodes_partition_store_storepb_store_proto_rawDescGZIP(), []int{14}
+	return file_nodes_partition_store_storepb_store_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *Producer) GetEpoch() uint64 {
@@ -1348,10 +1296,10 @@ const file_nodes_partition_store_storepb_store_proto_rawDesc = "" +
 	"\tlimit_key\x18\x1f \x01(\tR\blimitKey\x128\n" +
 	"\afailure\x18  \x01(\v2\x1e.perdure.invocation.v1.FailureR\afailure\x12\x1f\n" +
 	"\voutput_kept\x18! \x01(\bR\n" +
-	"outputKept\x12\x1d\n" +
+	"outputKept\x12'\n" +
+	"\x0fpause_requested\x18\" \x01(\bR\x0epauseRequested\x12\x1d\n" +
 	"\n" +
-	"more_sinks\x18# \x01(\rR\tmoreSinks\x12'\n" +
-	"\x0fpause_requested\x18\" \x01(\bR\x0epauseRequested\"e\n" +
+	"more_sinks\x18# \x01(\rR\tmoreSinks\"e\n" +
 	"\x06Status\x12\b\n" +
 	"\x04FREE\x10\x00\x12\r\n" +
 	"\tSCHEDULED\x10\x01\x12\v\n" +
@@ -1389,14 +1337,12 @@ const file_nodes_partition_store_storepb_store_proto_rawDesc = "" +
 	"\n" +
 	"StateEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\fR\x03key\x12\x14\n" +
-	"\x05value\x18\x02 \x01(\fR\x05value\"z\n" +
+	"\x05value\x18\x02 \x01(\fR\x05value\"\x92\x01\n" +
 	"\aPromise\x125\n" +
-	"\x06result\x18\x01 \x01(\v2\x1d.perdure.invocation.v1.ResultR\x06result\x128\n" +
-	"\tlisteners\x18\x02 \x03(\v2\x1a.perdure.store.v1.ListenerR\tlisteners\"h\n" +
-	"\bListener\x12#\n" +
-	"\rinvocation_id\x18\x01 \x01(\fR\finvocationId\x12#\n" +
-	"\rcompletion_id\x18\x02 \x01(\rR\fcompletionId\x12\x12\n" +
-	"\x04life\x18\x03 \x01(\x04R\x04life\"\xb7\x02\n" +
+	"\x06result\x18\x01 \x01(\v2\x1d.perdure.invocation.v1.ResultR\x06result\x121\n" +
+	"\x05sinks\x18\x02 \x03(\v2\x1b.perdure.invocation.v1.SinkR\x05sinks\x12\x1d\n" +
+	"\n" +
+	"more_sinks\x18\x03 \x01(\rR\tmoreSinks\"\xb7\x02\n" +
 	"\x05Event\x12\x1f\n" +
 	"\vafter_entry\x18\x01 \x01(\rR\n" +
 	"afterEntry\x12$\n" +
@@ -1446,7 +1392,7 @@ func file_nodes_partition_store_storepb_store_proto_rawDescGZIP() []byte {
 }
 
 var file_nodes_partition_store_storepb_store_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
-var file_nodes_partition_store_storepb_store_proto_msgTypes = make([]protoimpl.MessageInfo, 15)
+var file_nodes_partition_store_storepb_store_proto_msgTypes = make([]protoimpl.MessageInfo, 14)
 var file_nodes_partition_store_storepb_store_proto_goTypes = []any{
 	(Invocation_Status)(0),                    // 0: perdure.store.v1.Invocation.Status
 	(*Invocation)(nil),                        // 1: perdure.store.v1.Invocation
@@ -1457,37 +1403,36 @@ var file_nodes_partition_store_storepb_store_proto_goTypes = []any{
 	(*StatePatch)(nil),                        // 6: perdure.store.v1.StatePatch
 	(*StateEntry)(nil),                        // 7: perdure.store.v1.StateEntry
 	(*Promise)(nil),                           // 8: perdure.store.v1.Promise
-	(*Listener)(nil),                          // 9: perdure.store.v1.Listener
-	(*Event)(nil),                             // 10: perdure.store.v1.Event
-	(*Counters)(nil),                          // 11: perdure.store.v1.Counters
-	(*Leader)(nil),                            // 12: perdure.store.v1.Leader
-	(*Durability)(nil),                        // 13: perdure.store.v1.Durability
-	(*Barrier)(nil),                           // 14: perdure.store.v1.Barrier
-	(*Producer)(nil),                          // 15: perdure.store.v1.Producer
-	(*invocationpb.Target)(nil),               // 16: perdure.invocation.v1.Target
-	(*invocationpb.Source)(nil),               // 17: perdure.invocation.v1.Source
-	(*invocationpb.Sink)(nil),                 // 18: perdure.invocation.v1.Sink
-	(*invocationpb.Future)(nil),               // 19: perdure.invocation.v1.Future
-	(*invocationpb.Failure)(nil),              // 20: perdure.invocation.v1.Failure
-	(*invocationpb.Result)(nil),               // 21: perdure.invocation.v1.Result
-	(*invocationpb.Effect_AttemptFailed)(nil), // 22: perdure.invocation.v1.Effect.AttemptFailed
-	(*invocationpb.Effect_Paused)(nil),        // 23: perdure.invocation.v1.Effect.Paused
-	(*invocationpb.Effect_Suspended)(nil),     // 24: perdure.invocation.v1.Effect.Suspended
+	(*Event)(nil),                             // 9: perdure.store.v1.Event
+	(*Counters)(nil),                          // 10: perdure.store.v1.Counters
+	(*Leader)(nil),                            // 11: perdure.store.v1.Leader
+	(*Durability)(nil),                        // 12: perdure.store.v1.Durability
+	(*Barrier)(nil),                           // 13: perdure.store.v1.Barrier
+	(*Producer)(nil),                          // 14: perdure.store.v1.Producer
+	(*invocationpb.Target)(nil),               // 15: perdure.invocation.v1.Target
+	(*invocationpb.Source)(nil),               // 16: perdure.invocation.v1.Source
+	(*invocationpb.Sink)(nil),                 // 17: perdure.invocation.v1.Sink
+	(*invocationpb.Future)(nil),               // 18: perdure.invocation.v1.Future
+	(*invocationpb.Failure)(nil),              // 19: perdure.invocation.v1.Failure
+	(*invocationpb.Result)(nil),               // 20: perdure.invocation.v1.Result
+	(*invocationpb.Effect_AttemptFailed)(nil), // 21: perdure.invocation.v1.Effect.AttemptFailed
+	(*invocationpb.Effect_Paused)(nil),        // 22: perdure.invocation.v1.Effect.Paused
+	(*invocationpb.Effect_Suspended)(nil),     // 23: perdure.invocation.v1.Effect.Suspended
 }
 var file_nodes_partition_store_storepb_store_proto_depIdxs = []int32{
 	0,  // 0: perdure.store.v1.Invocation.status:type_name -> perdure.store.v1.Invocation.Status
-	16, // 1: perdure.store.v1.Invocation.target:type_name -> perdure.invocation.v1.Target
-	17, // 2: perdure.store.v1.Invocation.source:type_name -> perdure.invocation.v1.Source
-	18, // 3: perdure.store.v1.Invocation.sinks:type_name -> perdure.invocation.v1.Sink
-	19, // 4: perdure.store.v1.Invocation.awaiting:type_name -> perdure.invocation.v1.Future
-	20, // 5: perdure.store.v1.Invocation.failure:type_name -> perdure.invocation.v1.Failure
+	15, // 1: perdure.store.v1.Invocation.target:type_name -> perdure.invocation.v1.Target
+	16, // 2: perdure.store.v1.Invocation.source:type_name -> perdure.invocation.v1.Source
+	17, // 3: perdure.store.v1.Invocation.sinks:type_name -> perdure.invocation.v1.Sink
+	18, // 4: perdure.store.v1.Invocation.awaiting:type_name -> perdure.invocation.v1.Future
+	19, // 5: perdure.store.v1.Invocation.failure:type_name -> perdure.invocation.v1.Failure
 	6,  // 6: perdure.store.v1.Inboxed.patch:type_name -> perdure.store.v1.StatePatch
 	7,  // 7: perdure.store.v1.StatePatch.state:type_name -> perdure.store.v1.StateEntry
-	21, // 8: perdure.store.v1.Promise.result:type_name -> perdure.invocation.v1.Result
-	9,  // 9: perdure.store.v1.Promise.listeners:type_name -> perdure.store.v1.Listener
-	22, // 10: perdure.store.v1.Event.transient_error:type_name -> perdure.invocation.v1.Effect.AttemptFailed
-	23, // 11: perdure.store.v1.Event.paused:type_name -> perdure.invocation.v1.Effect.Paused
-	24, // 12: perdure.store.v1.Event.suspended:type_name -> perdure.invocation.v1.Effect.Suspended
+	20, // 8: perdure.store.v1.Promise.result:type_name -> perdure.invocation.v1.Result
+	17, // 9: perdure.store.v1.Promise.sinks:type_name -> perdure.invocation.v1.Sink
+	21, // 10: perdure.store.v1.Event.transient_error:type_name -> perdure.invocation.v1.Effect.AttemptFailed
+	22, // 11: perdure.store.v1.Event.paused:type_name -> perdure.invocation.v1.Effect.Paused
+	23, // 12: perdure.store.v1.Event.suspended:type_name -> perdure.invocation.v1.Effect.Suspended
 	13, // [13:13] is the sub-list for method output_type
 	13, // [13:13] is the sub-list for method input_type
 	13, // [13:13] is the sub-list for extension type_name
@@ -1502,7 +1447,7 @@ func file_nodes_partition_store_storepb_store_proto_init() {
 	}
 	file_nodes_partition_store_storepb_store_proto_msgTypes[0].OneofWrappers = []any{}
 	file_nodes_partition_store_storepb_store_proto_msgTypes[5].OneofWrappers = []any{}
-	file_nodes_partition_store_storepb_store_proto_msgTypes[9].OneofWrappers = []any{
+	file_nodes_partition_store_storepb_store_proto_msgTypes[8].OneofWrappers = []any{
 		(*Event_TransientError)(nil),
 		(*Event_Paused)(nil),
 		(*Event_Suspended)(nil),
@@ -1513,7 +1458,7 @@ func file_nodes_partition_store_storepb_store_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_nodes_partition_store_storepb_store_proto_rawDesc), len(file_nodes_partition_store_storepb_store_proto_rawDesc)),
 			NumEnums:      1,
-			NumMessages:   15,
+			NumMessages:   14,
 			NumExtensions: 0,
 			NumServices:   0,
 		},
