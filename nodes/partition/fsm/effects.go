@@ -270,6 +270,11 @@ func (m *Machine) command(r *row, c *invocationpb.Effect_Command) error {
 		return err
 	}
 	r.inv.Commands++
+	if c, ok, err := m.claim(r, typ, c.Raw); err != nil {
+		return err
+	} else if !ok {
+		return m.reject(r, fmt.Sprintf("two commands have the completion id %d: the SDK must give each an id of its own", c))
+	}
 	switch typ {
 	case protocol.TypeOutput:
 		r.inv.Output, r.output = index+1, c.Raw

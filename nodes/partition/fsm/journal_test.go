@@ -348,6 +348,47 @@ func TestAttachAndGetOutput(t *testing.T) {
 	}
 }
 
+// A completion id that an earlier command has used would give one command the other's result, and leave the timer of a sleep
+// behind. Such an invocation fails, and leaves nothing. Ids that only come out of order are fine.
+func TestCompletionIDsAreUsedOnce(t *testing.T) {
+	get, keys, _, _, _ := stateEffects()
+	sleep := func(c uint32) *invocationpb.Effect { return sleepUntil(c, 1<<40) }
+	run := func(c uint32) *invocationpb.Effect {
+		return entry(protocol.TypeRun, &protocolpb.RunCommand{ResultCompletionId: c})
+	}
+	call := func(id, result uint32) *invocationpb.Effect { return callTo(service("B"), 0, id, result) }
+	for name, c := range map[string]struct {
+		effects []*invocationpb.Effect
+		reused  uint32 // 0: none
+	}{
+		"sleep, sleep":         {[]*invocationpb.Effect{sleep(1), sleepUntil(1, 1<<41)}, 1},
+		"sleep, call":          {[]*invocationpb.Effect{sleep(1), sleep(2), call(3, 2)}, 2},
+		"call, sleep":          {[]*invocationpb.Effect{call(1, 2), sleep(1)}, 1},
+		"answered, sleep":      {[]*invocationpb.Effect{get(1, "a"), sleep(1)}, 1},
+		"answered, answered":   {[]*invocationpb.Effect{get(1, "a"), keys(1)}, 1},
+		"sleep, run":           {[]*invocationpb.Effect{sleep(7), run(7)}, 7},
+		"run completed, sleep": {[]*invocationpb.Effect{run(1), runResult(1, success([]byte("x"))), sleep(1)}, 1},
+		"call with one id":     {[]*invocationpb.Effect{call(1, 1)}, 1},
+		"out of order":         {[]*invocationpb.Effect{sleep(9), call(8, 3), get(2, "a"), run(1), sleep(12)}, 0},
+	} {
+		t.Run(name, func(t *testing.T) {
+			w := newWorld(t)
+			id := w.started(retained(request(objectTarget("k", schema.Exclusive), 1), 1000, 0))
+			w.effects(id, c.effects...)
+			if c.reused == 0 {
+				w.wantStatus(id, storepb.Invocation_INVOKED)
+				return
+			}
+			w.wantStatus(id, storepb.Invocation_COMPLETED)
+			want := fmt.Sprintf("two commands have the completion id %d", c.reused)
+			if f := w.row(id).Failure; f.GetCode() != 500 || !strings.HasPrefix(f.Message, want) {
+				t.Errorf("failed with %v, want %q", f, want)
+			}
+			w.wantEmpty(keyspace.TagTimer, keyspace.TagAwaited)
+		})
+	}
+}
+
 // However many wait for an invocation, and however often they ask, its status row stays small and each is answered once.
 func TestManySinks(t *testing.T) {
 	const many = 5 * sinksInRow
@@ -555,6 +596,8 @@ func TestLongNames(t *testing.T) {
 			id := w.started(request(c.target, 1))
 			w.none(w.effects(id, c.effect(ident.MaxName)), ActReply)
 			w.wantStatus(id, storepb.Invocation_INVOKED)
+			w = newWorld(t)
+			id = w.started(request(c.target, 1))
 			f := w.one(w.effects(id, c.effect(ident.MaxName+1)), ActReply).Reply.Result.GetFailure()
 			what, _, _ := strings.Cut(what, ":")
 			if want := what + " is 65537 bytes long, at most 65536 are allowed"; f.GetCode() != 500 || f.GetMessage() != want {

@@ -251,22 +251,42 @@ func failedNotification(raw []byte) bool {
 	return n.UnmarshalVT(raw) == nil && !protocol.Succeeded(&n)
 }
 
-// completionsOf are the completion ids that a stored command waits for.
-func completionsOf(e *keyspace.Entry) []uint32 {
-	number := func(num protowire.Number) uint32 {
-		v, _ := fieldOf(e.Raw, num)
-		return v
+// completionsOf are the first n of ids: the completion ids that a command has.
+func completionsOf(typ uint16, raw []byte) (ids [2]uint32, n int) {
+	switch {
+	case typ == protocol.TypeCall:
+		ids[0], _ = fieldOf(raw, 10)
+		ids[1], _ = fieldOf(raw, 11)
+		return ids, 2
+	case typ == protocol.TypeOneWayCall:
+		ids[0], _ = fieldOf(raw, 10)
+		return ids, 1
+	case protocol.CompletionType(typ) != 0:
+		ids[0], _ = fieldOf(raw, 11)
+		return ids, 1
 	}
-	switch e.Type {
-	case protocol.TypeCall:
-		return []uint32{number(10), number(11)}
-	case protocol.TypeOneWayCall:
-		return []uint32{number(10)}
+	return ids, 0
+}
+
+// claim notes the completion ids of a new command. ok is false if reused is that of an earlier command: its result would be
+// taken for the other's. SDKs count, so only an id that is not above all others needs a look at what is awaited.
+func (m *Machine) claim(r *row, typ uint16, raw []byte) (reused uint32, ok bool, err error) {
+	ids, n := completionsOf(typ, raw)
+	if n == 2 && ids[0] == ids[1] {
+		return ids[0], false, nil
 	}
-	if protocol.CompletionType(e.Type) != 0 {
-		return []uint32{number(11)}
+	for _, c := range ids[:n] {
+		if c > r.inv.HighestCompletion {
+			r.inv.HighestCompletion = c
+			continue
+		}
+		m.key = keyspace.AppendCompletion(m.key[:0], &r.id, c)
+		a, err := m.awaited(r, m.key)
+		if err != nil || a != nil {
+			return c, false, err
+		}
 	}
-	return nil
+	return 0, true, nil
 }
 
 // fieldOf reads a number field of a message.

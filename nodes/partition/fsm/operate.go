@@ -302,7 +302,8 @@ func (m *Machine) prefix(r *row, from uint32) (entries []keyspace.Entry, ok bool
 			}
 		} else if inside {
 			ended = ended || e.Type == protocol.TypeOutput
-			for _, c := range completionsOf(&e) {
+			ids, n := completionsOf(e.Type, e.Raw)
+			for _, c := range ids[:n] {
 				missing[c] = true
 			}
 		}
@@ -323,6 +324,8 @@ func (m *Machine) copyEntry(r *row, e *keyspace.Entry) error {
 	}
 	if !protocol.IsNotification(e.Type) {
 		r.inv.Commands++
+		ids, _ := completionsOf(e.Type, e.Raw)
+		r.inv.HighestCompletion = max(r.inv.HighestCompletion, ids[0], ids[1])
 		return nil
 	}
 	l := leafOf(e.Raw)

@@ -364,6 +364,23 @@ func TestRestartAsNew(t *testing.T) {
 	w.wantReply(w.apply(restart(run, other, 0)), recordpb.Reply_UNSUPPORTED)
 }
 
+// The completion ids of the commands that a restarted invocation begins with are used.
+func TestRestartedInvocationKnowsItsCompletionIDs(t *testing.T) {
+	w := newWorld(t)
+	old := w.started(retained(request(service("A"), 1), 1000, 1000))
+	w.effects(old, rawEntry(protocol.TypeRun, []byte{0x58, 5}), runResult(5, success(nil)), output("x"), end())
+	again := old
+	again[23] ^= 1
+	w.apply(restart(old, again, 1))
+	w.effects(again, sleepUntil(4, 1<<40))
+	w.wantStatus(again, storepb.Invocation_INVOKED)
+	w.effects(again, sleepUntil(5, 1<<40))
+	w.wantStatus(again, storepb.Invocation_COMPLETED)
+	if f := w.row(again).Failure; f.GetCode() != 500 {
+		t.Errorf("ended with %v", f)
+	}
+}
+
 // A restarted invocation brings completions along. Taken back out of the inbox it must not leave them.
 func TestRestartedInvocationIsTakenBackWhole(t *testing.T) {
 	for _, verb := range []func(ident.InvocationID) *recordpb.Command{cancel, kill} {

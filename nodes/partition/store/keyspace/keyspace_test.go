@@ -92,12 +92,12 @@ func TestRowsAreGolden(t *testing.T) {
 			Entries: 13, Commands: 14, Replayed: 15, Output: 16, Awaited: 17, Timers: 18, Events: 19,
 			CreatedAtMs: 20, ModifiedAtMs: 21, ScheduledAtMs: 22, InboxedAtMs: 23, RunningAtMs: 24, CompletedAtMs: 25, ExecutionTimeMs: 26,
 			InboxSequence: 27, Awaiting: &invocationpb.Future{Completions: []uint32{1}, Signals: []uint32{1}},
-			TraceParent: "tp", TraceState: "ts", LimitKey: "l", Failure: failure, OutputKept: true, PauseRequested: true, MoreSinks: 5,
+			TraceParent: "tp", TraceState: "ts", LimitKey: "l", Failure: failure, OutputKept: true, PauseRequested: true, MoreSinks: 5, HighestCompletion: 6,
 		}, "0804" + "1002" + "1803" + "2215" + "0a07436f756e746572" + "1203616464" + "1a016b" + "2002" + "2802" +
 			"2a06" + "0801" + "12020102" + "3208" + "0a020102" + "1004" + "2005" + "3a0172" + "4202696b" + "4809" + "500a" + "5a0164" + "6006" +
 			"680d" + "700e" + "780f" + "800110" + "880111" + "900112" + "980113" +
 			"a00114" + "a80115" + "b00116" + "b80117" + "c00118" + "c80119" + "d0011a" + "d8011b" + "e20106" + "0a0101" + "120101" +
-			"ea01027470" + "f201027473" + "fa01016c" + "82020b" + "0899031206" + "6b696c6c6564" + "880201" + "900201" + "980205"},
+			"ea01027470" + "f201027473" + "fa01016c" + "82020b" + "0899031206" + "6b696c6c6564" + "880201" + "900201" + "980205" + "a00206"},
 		"awaited pending": {&storepb.Awaited{Type: 0x800c, FireAtMs: 7}, "108c8002" + "1807"},
 		"awaited done":    {&storepb.Awaited{Done: true, Entry: 4, Failed: true}, "0801" + "2004" + "2801"},
 		"output":          {&storepb.Output{Value: []byte("v")}, "0a0176"},

@@ -124,12 +124,13 @@ type Invocation struct {
 	LimitKey              string               `protobuf:"bytes,31,opt,name=limit_key,json=limitKey,proto3" json:"limit_key,omitempty"`
 	// While completed: how it ended. Neither failure nor output_kept: with a success that is the content of
 	// the journal entry that output names.
-	Failure        *invocationpb.Failure `protobuf:"bytes,32,opt,name=failure,proto3" json:"failure,omitempty"`
-	OutputKept     bool                  `protobuf:"varint,33,opt,name=output_kept,json=outputKept,proto3" json:"output_kept,omitempty"`             // the success is in an Output row of its own
-	PauseRequested bool                  `protobuf:"varint,34,opt,name=pause_requested,json=pauseRequested,proto3" json:"pause_requested,omitempty"` // while invoked: an operator's pause was accepted, and the attempt has not stopped yet
-	MoreSinks      uint32                `protobuf:"varint,35,opt,name=more_sinks,json=moreSinks,proto3" json:"more_sinks,omitempty"`                // number of rows with sinks beside those above
-	unknownFields  protoimpl.UnknownFields
-	sizeCache      protoimpl.SizeCache
+	Failure           *invocationpb.Failure `protobuf:"bytes,32,opt,name=failure,proto3" json:"failure,omitempty"`
+	OutputKept        bool                  `protobuf:"varint,33,opt,name=output_kept,json=outputKept,proto3" json:"output_kept,omitempty"`                      // the success is in an Output row of its own
+	PauseRequested    bool                  `protobuf:"varint,34,opt,name=pause_requested,json=pauseRequested,proto3" json:"pause_requested,omitempty"`          // while invoked: an operator's pause was accepted, and the attempt has not stopped yet
+	MoreSinks         uint32                `protobuf:"varint,35,opt,name=more_sinks,json=moreSinks,proto3" json:"more_sinks,omitempty"`                         // number of rows with sinks beside those above
+	HighestCompletion uint32                `protobuf:"varint,36,opt,name=highest_completion,json=highestCompletion,proto3" json:"highest_completion,omitempty"` // the highest completion id that a command has had
+	unknownFields     protoimpl.UnknownFields
+	sizeCache         protoimpl.SizeCache
 }
 
 func (x *Invocation) Reset() {
@@ -403,6 +404,13 @@ func (x *Invocation) GetPauseRequested() bool {
 func (x *Invocation) GetMoreSinks() uint32 {
 	if x != nil {
 		return x.MoreSinks
+	}
+	return 0
+}
+
+func (x *Invocation) GetHighestCompletion() uint32 {
+	if x != nil {
+		return x.HighestCompletion
 	}
 	return 0
 }
@@ -1257,7 +1265,7 @@ var File_nodes_partition_store_storepb_store_proto protoreflect.FileDescriptor
 
 const file_nodes_partition_store_storepb_store_proto_rawDesc = "" +
 	"\n" +
-	")nodes/partition/store/storepb/store.proto\x12\x10perdure.store.v1\x1a&invokers/invocationpb/invocation.proto\"\xca\v\n" +
+	")nodes/partition/store/storepb/store.proto\x12\x10perdure.store.v1\x1a&invokers/invocationpb/invocation.proto\"\xf9\v\n" +
 	"\n" +
 	"Invocation\x12;\n" +
 	"\x06status\x18\x01 \x01(\x0e2#.perdure.store.v1.Invocation.StatusR\x06status\x12 \n" +
@@ -1299,7 +1307,8 @@ const file_nodes_partition_store_storepb_store_proto_rawDesc = "" +
 	"outputKept\x12'\n" +
 	"\x0fpause_requested\x18\" \x01(\bR\x0epauseRequested\x12\x1d\n" +
 	"\n" +
-	"more_sinks\x18# \x01(\rR\tmoreSinks\"e\n" +
+	"more_sinks\x18# \x01(\rR\tmoreSinks\x12-\n" +
+	"\x12highest_completion\x18$ \x01(\rR\x11highestCompletion\"e\n" +
 	"\x06Status\x12\b\n" +
 	"\x04FREE\x10\x00\x12\r\n" +
 	"\tSCHEDULED\x10\x01\x12\v\n" +

@@ -50,6 +50,13 @@ func (m *Invocation) MarshalToSizedBufferVT(dAtA []byte) (int, error) {
 		i -= len(m.unknownFields)
 		copy(dAtA[i:], m.unknownFields)
 	}
+	if m.HighestCompletion != 0 {
+		i = protohelpers.EncodeVarint(dAtA, i, uint64(m.HighestCompletion))
+		i--
+		dAtA[i] = 0x2
+		i--
+		dAtA[i] = 0xa0
+	}
 	if m.MoreSinks != 0 {
 		i = protohelpers.EncodeVarint(dAtA, i, uint64(m.MoreSinks))
 		i--
@@ -1342,6 +1349,9 @@ func (m *Invocation) SizeVT() (n int) {
 	if m.MoreSinks != 0 {
 		n += 2 + protohelpers.SizeOfVarint(uint64(m.MoreSinks))
 	}
+	if m.HighestCompletion != 0 {
+		n += 2 + protohelpers.SizeOfVarint(uint64(m.HighestCompletion))
+	}
 	n += len(m.unknownFields)
 	return n
 }
@@ -2582,6 +2592,25 @@ func (m *Invocation) UnmarshalVT(dAtA []byte) error {
 				b := dAtA[iNdEx]
 				iNdEx++
 				m.MoreSinks |= uint32(b&0x7F) << shift
+				if b < 0x80 {
+					break
+				}
+			}
+		case 36:
+			if wireType != 0 {
+				return fmt.Errorf("proto: wrong wireType = %d for field HighestCompletion", wireType)
+			}
+			m.HighestCompletion = 0
+			for shift := uint(0); ; shift += 7 {
+				if shift >= 64 {
+					return protohelpers.ErrIntOverflow
+				}
+				if iNdEx >= l {
+					return io.ErrUnexpectedEOF
+				}
+				b := dAtA[iNdEx]
+				iNdEx++
+				m.HighestCompletion |= uint32(b&0x7F) << shift
 				if b < 0x80 {
 					break
 				}
