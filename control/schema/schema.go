@@ -26,11 +26,11 @@ type Defaults struct {
 	LazyState            bool
 	Retry                RetryPolicy
 
-	// MaxJournalRetention, MaxIdempotencyRetention and MaxWorkflowRetention clamp what services ask for; 0 means no limit.
-	// Too low, and clients cannot fetch results that the service promised to keep.
-	MaxJournalRetention     time.Duration
-	MaxIdempotencyRetention time.Duration
-	MaxWorkflowRetention    time.Duration
+	// MaxJournalRetention, MaxIdempotencyRetention and MaxWorkflowRetention clamp what services ask for; nil means no limit,
+	// and 0 that nothing is kept. Too low, and clients cannot fetch results that the service promised to keep.
+	MaxJournalRetention     *time.Duration
+	MaxIdempotencyRetention *time.Duration
+	MaxWorkflowRetention    *time.Duration
 	// MaxAttempts clamps what services ask for; 0 means no limit.
 	MaxAttempts uint64
 }
@@ -205,7 +205,7 @@ func (d *Defaults) applied(dp *Deployment, who string, o Overrides) (Overrides, 
 	for _, r := range []struct {
 		name     string
 		override **time.Duration
-		limit    time.Duration
+		limit    *time.Duration
 	}{
 		{"journal_retention", &o.JournalRetention, d.MaxJournalRetention},
 		{"idempotency_retention", &o.IdempotencyRetention, d.MaxIdempotencyRetention},
@@ -222,11 +222,11 @@ func (d *Defaults) applied(dp *Deployment, who string, o Overrides) (Overrides, 
 	return o, notes
 }
 
-func clamp(v, limit time.Duration) time.Duration {
-	if limit > 0 && v > limit {
-		return limit
+func clamp(v time.Duration, limit *time.Duration) time.Duration {
+	if limit == nil {
+		return v
 	}
-	return v
+	return min(v, *limit)
 }
 
 func (o *Options) apply(v *Overrides) {

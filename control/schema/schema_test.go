@@ -30,7 +30,7 @@ func sample() *Deployment {
 
 func TestOptionsMergeHandlerThenServiceThenDefaults(t *testing.T) {
 	d := DefaultDefaults()
-	d.MaxJournalRetention = 36 * time.Hour
+	d.MaxJournalRetention = ptr(36 * time.Hour)
 	d.MaxAttempts = 10
 	s := New(1, d, []*Deployment{sample()})
 	add, err := s.Handler("Counter", "add")
@@ -63,7 +63,7 @@ func TestEachRetentionHasItsOwnLimit(t *testing.T) {
 		Name: "W", Type: Workflow, Overrides: Overrides{WorkflowRetention: ptr(100 * hour), IdempotencyRetention: ptr(100 * hour)},
 		Handlers: []Handler{{Name: "run", Type: WorkflowRun, Overrides: Overrides{JournalRetention: ptr(100 * hour)}}},
 	}}
-	limits := Defaults{MaxJournalRetention: hour, MaxIdempotencyRetention: 2 * hour, MaxWorkflowRetention: 3 * hour, WorkflowRetention: 50 * hour}
+	limits := Defaults{MaxJournalRetention: ptr(hour), MaxIdempotencyRetention: ptr(2 * hour), MaxWorkflowRetention: ptr(3 * hour), WorkflowRetention: 50 * hour}
 	o, err := New(1, limits, []*Deployment{d}).Options(d.ID, "W", "run")
 	if err != nil {
 		t.Fatal(err)
@@ -75,6 +75,12 @@ func TestEachRetentionHasItsOwnLimit(t *testing.T) {
 	if o, _ = New(1, limits, []*Deployment{d}).Options(d.ID, "W", "run"); o.WorkflowRetention != 3*hour {
 		t.Errorf("the default is limited to %+v", o)
 	}
+	// A limit of 0 is one, too: nothing is kept. Without a limit there is none.
+	none := time.Duration(0)
+	limits.MaxJournalRetention, limits.MaxIdempotencyRetention, limits.MaxWorkflowRetention = &none, &none, nil
+	if o, _ = New(1, limits, []*Deployment{d}).Options(d.ID, "W", "run"); o.JournalRetention != 0 || o.IdempotencyRetention != 0 || o.WorkflowRetention != 50*hour {
+		t.Errorf("limited to nothing: %+v", o)
+	}
 }
 
 // TestNotesSayWhatIsNotTakenAsItIs, and what applies instead.
@@ -85,7 +91,7 @@ func TestNotesSayWhatIsNotTakenAsItIs(t *testing.T) {
 		d := sample()
 		d.ProtocolType = mode
 		d.Services = []ServiceRevision{{Name: "W", Type: Workflow, Overrides: o, Handlers: []Handler{{Name: "x", Type: Shared, Overrides: o}}}}
-		s := New(1, Defaults{IdempotencyRetention: 5 * hour, MaxJournalRetention: hour, MaxIdempotencyRetention: 2 * hour, MaxWorkflowRetention: 3 * hour}, []*Deployment{d})
+		s := New(1, Defaults{IdempotencyRetention: 5 * hour, MaxJournalRetention: ptr(hour), MaxIdempotencyRetention: ptr(2 * hour), MaxWorkflowRetention: ptr(3 * hour)}, []*Deployment{d})
 		r, err := s.Deployment(d.ID)
 		if err != nil {
 			t.Fatal(err)

@@ -120,15 +120,15 @@ type Listener struct {
 type Retention struct {
 	// Journal keeps the steps, for inspection and for starting anew from one of them. Default: 1d.
 	Journal time.Duration `key:"default-journal-retention"`
-	// MaxJournal caps what services may ask for. Default: none.
+	// MaxJournal caps what services may ask for, and the default; 0 keeps none. Default: no cap.
 	MaxJournal *time.Duration `key:"max-journal-retention"`
 	// Idempotency keeps the result for repeated calls with the same idempotency key. Default: 1d.
 	Idempotency time.Duration `key:"default-idempotency-retention"`
-	// MaxIdempotency caps what services may ask for. Default: none.
+	// MaxIdempotency caps what services may ask for, and the default; 0 keeps none. Default: no cap.
 	MaxIdempotency *time.Duration `key:"max-idempotency-retention"`
 	// Workflow keeps a finished workflow's result, state and promises. Default: 1d.
 	Workflow time.Duration `key:"default-workflow-completion-retention"`
-	// MaxWorkflow caps what workflows may ask for. Default: none.
+	// MaxWorkflow caps what workflows may ask for, and the default; 0 keeps none. Default: no cap.
 	MaxWorkflow *time.Duration `key:"max-workflow-completion-retention"`
 }
 

@@ -439,15 +439,7 @@ func (c *Config) defaults() schema.Defaults {
 	} else {
 		d.Retry.OnMaxAttempts = schema.Pause
 	}
-	if m := c.Retention.MaxJournal; m != nil {
-		d.MaxJournalRetention = *m
-	}
-	if m := c.Retention.MaxIdempotency; m != nil {
-		d.MaxIdempotencyRetention = *m
-	}
-	if m := c.Retention.MaxWorkflow; m != nil {
-		d.MaxWorkflowRetention = *m
-	}
+	d.MaxJournalRetention, d.MaxIdempotencyRetention, d.MaxWorkflowRetention = c.Retention.MaxJournal, c.Retention.MaxIdempotency, c.Retention.MaxWorkflow
 	if m := c.MaxRetryAttempts; m != nil {
 		d.MaxAttempts = uint64(*m)
 	}
