@@ -157,7 +157,10 @@ func (s *shuffle) ready(l *lane, now time.Time) bool {
 	return l.left && !s.full() && !s.crowded(l) && (!l.broken || l.inFlight == 0 && !now.Before(l.retryAt))
 }
 
-// loadAtOnce is how many messages are looked at in one go.
+// due reports whether messages that were not looked at can be.
+func (s *shuffle) due() bool { return s.behind && !s.full() }
+
+// loadAtOnce is how many messages are looked at in one go: what a leader's loop does meanwhile is nothing else.
 const loadAtOnce = 1024
 
 // takeUp looks for messages that a lane left in the store.
@@ -187,7 +190,7 @@ func (s *shuffle) takeUp(d cluster.PartitionID, l *lane) error {
 	return nil
 }
 
-// refill loads messages that did not fit before and retries broken lanes that are due.
+// refill loads messages that did not fit before, some of them, and retries broken lanes that are due.
 func (s *shuffle) refill(now time.Time) error {
 	for _, d := range s.dests {
 		if l := s.lanes[d]; s.ready(l, now) {
@@ -196,7 +199,7 @@ func (s *shuffle) refill(now time.Time) error {
 			}
 		}
 	}
-	for s.behind && !s.full() {
+	if s.due() {
 		ms, more, err := s.load(s.next, min(s.limit-s.held, loadAtOnce), s.limitBytes-s.heldBytes)
 		if err != nil {
 			return err
@@ -305,6 +308,9 @@ func (s *shuffle) pending() bool { return s.behind || s.left > 0 }
 
 // wake is when refill has something to do again without a further event; zero: never.
 func (s *shuffle) wake(now time.Time) (t time.Time) {
+	if s.due() {
+		return now
+	}
 	for _, l := range s.lanes {
 		switch {
 		case s.ready(l, now):

@@ -165,6 +165,39 @@ func TestShuffleAroundAParkedPartition(t *testing.T) {
 	}
 }
 
+// A leader that finds a long outbox looks at it in parts: it has other things to do than to read what cannot be sent.
+func TestShuffleReadsALongOutboxInParts(t *testing.T) {
+	const total = 20 * loadAtOnce
+	w := &outboxWorld{t: t}
+	for i := range uint64(total) {
+		w.stored = append(w.stored, outMessage{index: i + 1, cmd: &recordpb.Command{PartitionKey: i % 2}, bytes: 10})
+	}
+	s := newShuffle(Origin{Epoch: 1}, 1, 100, 1<<20, func(k cluster.PartitionKey) cluster.PartitionID { return cluster.PartitionID(k) })
+	s.send = func(cluster.PartitionID, batch) error { return ErrNotLeader }
+	loaded := 0
+	s.load = func(from uint64, limit, bytes int) ([]outMessage, bool, error) {
+		ms, more, err := w.load(from, limit, bytes)
+		loaded += len(ms)
+		return ms, more, err
+	}
+	now := time.Unix(0, 0)
+	for looks := 0; s.next <= total; looks++ {
+		if looks > total {
+			t.Fatalf("after %d looks only the messages below %d were looked at", looks, s.next)
+		}
+		loaded = 0
+		if err := s.refill(now); err != nil {
+			t.Fatal(err)
+		}
+		if loaded > loadAtOnce {
+			t.Fatalf("%d messages were read in one go", loaded)
+		}
+		if wake := s.wake(now); s.next <= total && !wake.Equal(now) {
+			t.Fatalf("there is more to look at, but it goes on at %v", wake)
+		}
+	}
+}
+
 func runShuffle(t *testing.T, seed uint64) {
 	w := &outboxWorld{t: t, rng: rand.New(rand.NewPCG(seed, 0)), applied: map[cluster.PartitionID][]uint64{},
 		flight: map[cluster.PartitionID][]inFlight{}, down: map[cluster.PartitionID]bool{}, heard: map[cluster.PartitionID]*Origin{}}
