@@ -1,10 +1,6 @@
 package logstore
 
-import (
-	"syscall"
-
-	"github.com/cockroachdb/pebble/v2/vfs"
-)
+import "github.com/cockroachdb/pebble/v2/vfs"
 
 // walCategory is what Pebble calls the files of its write-ahead log when it makes them.
 const walCategory vfs.DiskWriteCategory = "pebble-wal"
@@ -73,7 +69,7 @@ func (f *walFile) Write(p []byte) (int, error) {
 	next := f.offset + int64(len(p))
 	if next > f.end && len(p) <= smallWrite && f.Fd() != vfs.InvalidFd {
 		// Where that is not possible, the file grows with each write.
-		if syscall.Fallocate(int(f.Fd()), 0, f.offset, step) == nil {
+		if lengthen(f.Fd(), f.offset, step) {
 			f.end = f.offset + step
 		}
 	}
