@@ -56,7 +56,8 @@ type Config struct {
 	QueueBytes int64
 	// MinFree is how many bytes must be free on the disk for the store not to call itself backlogged; default
 	// 128 MiB, or a twentieth of a smaller disk. What is left is for seals, trims and the tables that they clean up:
-	// when the disk is full in earnest the store has failed, and the node does not start.
+	// when the disk is full in earnest the store has failed, and the node does not start. Records are taken
+	// again when an eighth more is free.
 	MinFree uint64
 	// HintInterval is how often durable tails and seals are noted outside of the database, and the free space is
 	// looked at; default 1 s. Records and seals that the disk loses silently within that time of their fsync are not
@@ -554,6 +555,9 @@ func (s *Store) checkRoom() {
 	least := s.cfg.MinFree
 	if least == 0 {
 		least = min(defaultMinFree, usage.TotalBytes/20)
+	}
+	if s.full.Load() {
+		least += least / 8 // or it would change with each write and each file that is deleted
 	}
 	full := usage.AvailBytes < least
 	if s.full.Swap(full) == full {

@@ -766,6 +766,12 @@ func TestNearlyFullDisk(t *testing.T) {
 	await(true)
 	must(t, s, &logserver.Write{Loglet: 5, Kind: logserver.WriteTrim, TrimPoint: 4})
 	must(t, s, &logserver.Write{Loglet: 5, Kind: logserver.WriteSeal})
+	fs.free.Store(defaultMinFree)
+	s.checkRoom()
+	if !s.Backlogged() {
+		t.Error("a little room is room already: it would go to and fro")
+	}
+	fs.free.Store(defaultMinFree - 1)
 	if err := s.Close(); err != nil {
 		t.Fatal(err)
 	}
@@ -775,7 +781,7 @@ func TestNearlyFullDisk(t *testing.T) {
 	}
 	_ = s.Close()
 	s = open(t, fs, func(c *Config) { c.HintInterval = time.Millisecond })
-	fs.free.Store(defaultMinFree)
+	fs.free.Store(defaultMinFree + defaultMinFree/8)
 	await(false)
 }
 
