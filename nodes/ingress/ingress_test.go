@@ -719,6 +719,24 @@ func TestMemoryComesWithTheBody(t *testing.T) {
 	}
 }
 
+// A body whose length is not announced may be as large as one whose length is, also where the memory is just enough for it.
+func TestLargestBodyWithoutLength(t *testing.T) {
+	const limit = 3 * smallRequest
+	p := &partitions{do: func(context.Context, *recordpb.Request) (*recordpb.Reply, error) { return success("1"), nil }}
+	addr := serve(t, newIngress(t, p, func(c *Config) { c.RequestSizeLimit, c.RequestMemory = limit, limit }))
+	for size, want := range map[int]int{limit - 1: 200, limit: 200, limit + 1: 413} {
+		body := io.MultiReader(strings.NewReader(strings.Repeat("x", size))) // hides the length
+		r, err := http.Post("http://"+addr+"/Svc/raw", "application/octet-stream", body)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got := bodyOf(t, r); r.StatusCode != want {
+			t.Errorf("%d bytes: %d %s, want %d", size, r.StatusCode, got, want)
+		}
+		r.Body.Close()
+	}
+}
+
 // Bodies of requests that wait count, however many connections they come over; what they took is given back.
 func TestMemoryOfAllBodiesIsLimited(t *testing.T) {
 	const limit = 3 * smallRequest

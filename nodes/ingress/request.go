@@ -125,17 +125,18 @@ func (q *request) body() ([]byte, error) {
 	}
 	want := n // serve has compared it with the limit
 	if n < 0 {
-		want = q.i.cfg.RequestSizeLimit + 1 // one byte too many tells that it is too large
+		want = q.i.cfg.RequestSizeLimit
 	}
 	src := &progressReader{r: q.r.Body, rc: http.NewResponseController(q.w), timeout: q.i.cfg.BodyTimeout, renewed: time.Now()}
 	b, err := readGrowing(src, want, q.take)
+	if err == nil && n < 0 && int64(len(b)) == want {
+		err = atEnd(src)
+	}
 	switch {
-	case errors.Is(err, errOverloaded):
+	case errors.Is(err, errOverloaded), errors.Is(err, errBodyTooLarge):
 		return nil, err
 	case err != nil:
 		return nil, bodyError(err)
-	case int64(len(b)) > q.i.cfg.RequestSizeLimit:
-		return nil, errBodyTooLarge
 	}
 	q.read = true
 	return b, nil
@@ -178,6 +179,18 @@ func readGrowing(r io.Reader, n int64, take func(int64) error) ([]byte, error) {
 		}
 	}
 	return b, nil
+}
+
+// atEnd refuses a body that goes on.
+func atEnd(r io.Reader) error {
+	_, err := io.ReadFull(r, make([]byte, 1))
+	switch err {
+	case nil:
+		return errBodyTooLarge
+	case io.EOF:
+		return nil
+	}
+	return err
 }
 
 func bodyError(err error) error {
