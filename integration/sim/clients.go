@@ -149,7 +149,7 @@ func (cl *clients) answer(r *request, reply *recordpb.Reply) {
 		return
 	}
 	f := reply.GetResult().GetFailure()
-	if reply.Status != recordpb.Reply_OK || f != nil && !cl.c.operators.terminated[r.id] {
+	if reply.Status != recordpb.Reply_OK || f != nil && !cl.c.operators.mayFail(r.id) {
 		violated("idempotency", "invocation %s: answered with %s %v", r.id, reply.Status, f)
 	}
 	if f != nil {
@@ -207,8 +207,8 @@ func (c *core) kept(r *request) {
 	if err != nil {
 		violated("idempotency", "invocation %s: output: %v", r.id, err)
 	}
-	failed := out.Result == nil || out.Result.GetFailure() != nil
-	if failed && c.operators.terminated[r.id] {
+	failed := out.Result.GetFailure() != nil && c.operators.mayFail(r.id)
+	if failed || out.Result == nil && c.operators.terminated[r.id] {
 		// What is terminated before it began leaves nothing, and lives again if somebody asks again.
 		if out.State == store.OutputReady && r.wait && !r.failed {
 			violated("idempotency", "invocation %s was answered with %q and has failed", r.id, r.output)

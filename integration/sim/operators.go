@@ -26,8 +26,12 @@ type operators struct {
 	calls  map[ident.InvocationID][]ident.InvocationID
 	// terminated are those that may end with a failure because somebody has cancelled or killed them, or what called them.
 	terminated map[ident.InvocationID]bool
-	killed     map[ident.InvocationID]bool // callees that an operator was told are dead
-	purged     map[ident.InvocationID]*account
+	// gaveUp are those that may end with a failure of their own: they met other commands in their journal too often, or what
+	// they called has failed. They may, no more: the failure can be lost with the leader that wrote it, and the next one's
+	// attempt goes on, calls others, and ends well. What they call goes on in any case.
+	gaveUp map[ident.InvocationID]bool
+	killed map[ident.InvocationID]bool // callees that an operator was told are dead
+	purged map[ident.InvocationID]*account
 }
 
 // order is one request of an operator.
@@ -41,7 +45,8 @@ type order struct {
 }
 
 func newOperators(c *core) *operators {
-	return &operators{c: c, calls: map[ident.InvocationID][]ident.InvocationID{}, terminated: map[ident.InvocationID]bool{}, killed: map[ident.InvocationID]bool{}, purged: map[ident.InvocationID]*account{}}
+	return &operators{c: c, calls: map[ident.InvocationID][]ident.InvocationID{},
+		terminated: map[ident.InvocationID]bool{}, gaveUp: map[ident.InvocationID]bool{}, killed: map[ident.InvocationID]bool{}, purged: map[ident.InvocationID]*account{}}
 }
 
 func (op *operators) begin() {
@@ -92,6 +97,9 @@ func (op *operators) terminate(id ident.InvocationID) {
 		op.terminate(callee)
 	}
 }
+
+// mayFail reports whether an invocation may end with a failure.
+func (op *operators) mayFail(id ident.InvocationID) bool { return op.terminated[id] || op.gaveUp[id] }
 
 // know remembers a callee to do something with.
 func (op *operators) know(caller, callee ident.InvocationID) {
@@ -343,8 +351,8 @@ func (op *operators) settle() {
 			violated("exactly once", "invocation %s was asked for %d times", id, n)
 		}
 		if !sum.counts[id] && !op.terminated[id] {
-			if !c.services.keepsCallees() && !c.clients.asked(id) {
-				sum.sets[c.services.counterOf[id]]++ // nothing is kept of it
+			if !c.services.keepsCallee(id) && !c.clients.asked(id) {
+				sum.sets[c.services.counterOf[id]]++ // nothing is kept of it, and it can not fail
 				continue
 			}
 			violated("exactly once", "invocation %s was asked for and is nowhere", id)

@@ -59,9 +59,14 @@ func (s *services) change(d time.Duration) {
 	s.w.after(d, func() { s.changed-- })
 }
 
-// keepsCallees says whether what handlers call is kept when it has ended. Only then can be told what became of it when it
-// was terminated.
-func (s *services) keepsCallees() bool { return s.w.cfg.has(Operators) }
+// keepsCallee says whether what a handler calls is kept when it has ended. It has to be if it may fail: else nobody could
+// tell whether it did.
+func (s *services) keepsCallee(id ident.InvocationID) bool {
+	return s.w.cfg.has(Operators) || givesUp(id)
+}
+
+// givesUp says whether an invocation fails that has met other commands in its journal too often; else it is paused.
+func givesUp(id ident.InvocationID) bool { return id[22]%8 == 0 }
 
 // saw checks that a journal position has the content that it had before.
 func (s *services) saw(p place, typ uint16, raw []byte) {
@@ -369,8 +374,8 @@ func (a *attempt) mismatched(s *script) {
 	switch {
 	case a.mismatches <= 3:
 		a.failed(&invocationpb.Effect{Kind: &invocationpb.Effect_AttemptFailed_{AttemptFailed: f}})
-	case a.id[22]%8 == 0:
-		a.v.pr.c.operators.terminated[a.id] = true
+	case givesUp(a.id):
+		a.v.pr.c.operators.gaveUp[a.id] = true
 		a.last(nil, &invocationpb.Effect{Kind: &invocationpb.Effect_Failed_{Failed: &invocationpb.Effect_Failed{Failure: &invocationpb.Failure{Code: f.Code, Message: f.Message}}}})
 	default:
 		a.pause(f)
@@ -609,17 +614,17 @@ func (s *script) stepFailed(step int, completion uint32, f *protocolpb.Failure) 
 			violated("journal", "invocation %s: callee of step %d: %v", s.a.id, step, err)
 		}
 	}
-	if !op.terminated[callee] {
+	if !op.mayFail(callee) {
 		violated("exactly once", "invocation %s: step %d failed: %s", s.a.id, step, f.Message)
 	}
-	op.terminated[s.a.id] = true
+	op.gaveUp[s.a.id] = true
 	s.failure = f
 }
 
 func (s *script) call(typ uint16, m encodes, t *invocationpb.Target, services *services) {
 	id := services.newID(t, workload)
 	callee := &invocationpb.Effect_Callee{InvocationId: id[:], Target: t}
-	if services.keepsCallees() {
+	if services.keepsCallee(id) {
 		callee.CompletionRetentionMs, callee.JournalRetentionMs = retention, retention
 	}
 	if s.command(typ, m, callee) {

@@ -9,6 +9,7 @@ import (
 
 	"go.uber.org/goleak"
 
+	"perdure/control/ident"
 	"perdure/control/mutant"
 )
 
@@ -81,6 +82,23 @@ func TestFailuresAreToldAndShrunk(t *testing.T) {
 	report(&out, o, r)
 	if !strings.Contains(out.String(), "shrunk") || !strings.Contains(out.String(), "a promise that does not hold") {
 		t.Errorf("the report says %q", out.String())
+	}
+}
+
+// The failure of an invocation that gives up can be lost with its leader, and what it calls then has to run: only what an
+// operator has terminated takes along what it called.
+func TestWhatGivesUpTakesNothingAlong(t *testing.T) {
+	id := func(n byte) (id ident.InvocationID) { id[0] = n; return id }
+	op := newOperators(nil)
+	op.gaveUp[id(1)] = true
+	op.know(id(1), id(2))
+	if !op.mayFail(id(1)) || op.mayFail(id(2)) {
+		t.Errorf("who gave up may fail: %v, its callee: %v", op.mayFail(id(1)), op.mayFail(id(2)))
+	}
+	op.terminate(id(1))
+	op.know(id(1), id(3))
+	if !op.mayFail(id(2)) || !op.mayFail(id(3)) {
+		t.Errorf("callees of who was terminated may fail: %v and %v", op.mayFail(id(2)), op.mayFail(id(3)))
 	}
 }
 
