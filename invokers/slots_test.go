@@ -10,10 +10,9 @@ import (
 	"perdure/invokers/invocationpb"
 )
 
-// testSlots is a pool of slots with a partition whose attempts the test ends.
+// testSlots is a pool of slots whose attempts the test ends.
 type testSlots struct {
 	*slots
-	p       *Partition
 	holding map[byte][]*share // by deployment
 	order   []*invocation     // in which slots were granted from the queue
 }
