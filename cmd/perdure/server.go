@@ -219,6 +219,9 @@ func (a *app) serve(ctx context.Context, l *settings.Loaded) error {
 	signals := make(chan os.Signal, 4)
 	signal.Notify(signals, syscall.SIGTERM, syscall.SIGINT, syscall.SIGUSR1)
 	defer signal.Stop(signals)
+	if a.getenv("GOGC") == "" {
+		defer paceGarbage()()
+	}
 	return (&server{app: a, loaded: l, log: log, signals: signals}).run(ctx)
 }
 
