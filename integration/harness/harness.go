@@ -88,8 +88,9 @@ func Binary() (string, error) {
 			return
 		}
 		build.path = filepath.Join(dir, "perdure")
-		cmd := exec.Command("go", "build", "-o", build.path, "./cmd/perdure")
+		cmd := exec.Command("go", "build", "-trimpath", "-o", build.path, "./cmd/perdure")
 		cmd.Dir = root
+		cmd.Env = append(os.Environ(), "CGO_ENABLED=0") // as it is released: where Pebble's memory comes from depends on it
 		if out, err := cmd.CombinedOutput(); err != nil {
 			os.RemoveAll(dir)
 			build.err = fmt.Errorf("build cmd/perdure: %w: %s", err, out)
