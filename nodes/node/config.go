@@ -251,7 +251,7 @@ type Worker struct {
 type Storage struct {
 	// BlockCache is memory for blocks read from disk. Default: 64 MiB. Too low: lookups go to the disk.
 	BlockCache Bytes `key:"block-cache-size"`
-	// Memtable is how much one partition collects in memory before it writes a table. Default: 4 MiB. Too low: many
+	// Memtable is how much one partition collects in memory before it writes a table. Default: 2 MiB. Too low: many
 	// small tables. Too high: memory, and a longer replay of the log after a crash.
 	Memtable Bytes `key:"memtable-size"`
 }
@@ -394,7 +394,7 @@ func defaultWorker() Worker {
 		MaxCommandBatchSize:  32,
 		MaxCommandBatchBytes: MiB,
 		TrimDelay:            10 * time.Minute,
-		Storage:              Storage{BlockCache: 64 * MiB, Memtable: 4 * MiB},
+		Storage:              Storage{BlockCache: 64 * MiB, Memtable: 2 * MiB},
 		Invoker:              defaultInvoker(),
 	}
 }

@@ -72,7 +72,7 @@ func (o *Options) setDefaults() {
 }
 
 // DefaultMemTableSize is the default of Options.MemTableSize.
-const DefaultMemTableSize = 4 << 20
+const DefaultMemTableSize = 2 << 20
 
 // ownCache is what a store that shares no cache has for blocks.
 const ownCache = 8 << 20
