@@ -293,7 +293,10 @@ func badStatus(ep transport.Endpoint, r *transport.Response, body []byte) *Error
 	case r.Status == http.StatusUnauthorized || r.Status == http.StatusForbidden:
 		hint = "; if it wants credentials, give them as additional_headers (CLI: --extra-header)"
 	case r.Status >= 300 && r.Status <= 399:
-		hint = fmt.Sprintf("; redirects are not followed, register the URL that it redirects to (%s)", r.Get("location"))
+		hint = "; redirects are not followed"
+		if to := r.Get("location"); to != "" {
+			hint += ", register the URL that it redirects to (" + to + ")"
+		}
 	}
 	const shown = 512
 	text := strings.ToValidUTF8(string(body[:min(len(body), shown)]), "\ufffd")

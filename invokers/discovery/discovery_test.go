@@ -190,6 +190,7 @@ func TestErrors(t *testing.T) {
 		{"404", httpAddress, answer{status: 404, body: "nope"}, CodeUnreachable, "404 Not Found; check that the URL has the path", 1},
 		{"401", httpAddress, answer{status: 401}, CodeUnreachable, "401 Unauthorized; if it wants credentials, give them as additional_headers", 1},
 		{"301", httpAddress, answer{status: 301, header: field("location", "http://there/x")}, CodeUnreachable, "301 Moved Permanently; redirects are not followed, register the URL that it redirects to (http://there/x)", 1},
+		{"301 to nowhere", httpAddress, answer{status: 301}, CodeUnreachable, "301 Moved Permanently; redirects are not followed. Body", 1},
 		{"nobody listens", httpAddress, answer{openErr: cause(syscall.ECONNREFUSED)}, CodeUnreachable, "; nothing listens there: is the service running", 5},
 		{"unknown name", httpAddress, answer{openErr: cause(&net.DNSError{Err: "no such host", Name: "h"})}, CodeUnreachable, "; is the name right", 5},
 		{"no TLS", httpAddress, answer{openErr: cause(tls.RecordHeaderError{Msg: "x"})}, CodeUnreachable, "register it with http instead", 5},
