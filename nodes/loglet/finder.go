@@ -84,6 +84,7 @@ type Finder struct {
 	start, target cluster.Offset
 	run           []logserver.Record // records from start on, being copied
 	restartAt     time.Duration      // begin again then; 0 when not planned
+	short         int                // how often those that are sealed had less than what is committed
 
 	result TailResult
 }
@@ -376,9 +377,12 @@ func (f *Finder) evaluateSealed(now time.Duration) {
 	case mutant.Is(mutant.NoRepair) && top >= f.global:
 		f.finish(TailResult{Tail: top, Sealed: true})
 	case top < f.global:
-		// A server that was not asked in this round knows more: take everybody's word anew. Not at once, because a
-		// server that has lost its records without noticing says the same again.
-		f.plan(now + f.cfg.RetryMin)
+		// A server that was not asked in this round knows more: take everybody's word anew. Not at once, and each time
+		// later, because a server that has lost its records without noticing says the same again.
+		if f.restartAt == 0 {
+			f.short++
+			f.plan(now + backoff(f.short, f.cfg.RetryMin, f.cfg.RetryMax))
+		}
 	case top == f.global, f.writeQuorum(func(n *peer) bool { return n.known && n.tail >= top }):
 		f.finish(TailResult{Tail: top, Sealed: true})
 	case f.writeQuorum(func(n *peer) bool { return n.known }):

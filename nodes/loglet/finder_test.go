@@ -195,6 +195,16 @@ func TestFinderDoesNotSpin(t *testing.T) {
 	if answers < 3 {
 		t.Errorf("%d requests within %v, want it to try again", answers, tb.now)
 	}
+	answers = 0
+	for began := tb.now; tb.now < began+time.Minute; tb.pass(10 * time.Millisecond) {
+		for len(tb.pending) > 0 {
+			answers++
+			tb.answer(0, state(10, 10, true))
+		}
+	}
+	if answers < 60 || answers > 150 {
+		t.Errorf("%d requests in a minute, want two each second", answers)
+	}
 }
 
 // TestSlowAnswersCount: a disk on which each write takes longer than the patience with one request must not keep a repair
