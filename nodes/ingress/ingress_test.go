@@ -12,6 +12,7 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -115,6 +116,11 @@ func serve(t testing.TB, i *Ingress) (addr string) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	serveOn(t, i, l)
+	return l.Addr().String()
+}
+
+func serveOn(t testing.TB, i *Ingress, l net.Listener) {
 	srv := i.Server()
 	done := make(chan struct{})
 	go func() {
@@ -126,7 +132,54 @@ func serve(t testing.TB, i *Ingress) (addr string) {
 		_ = srv.Close()
 		<-done
 	})
-	return l.Addr().String()
+}
+
+// memory is a listener whose connections are pipes. With it a server runs in a bubble: only waiting takes time there, so that
+// limits of time are the real ones and nothing else uses them up, however busy the machine is.
+type memory struct {
+	conns chan net.Conn
+	gone  chan struct{}
+	once  sync.Once
+}
+
+func (m *memory) Accept() (net.Conn, error) {
+	select {
+	case c := <-m.conns:
+		return c, nil
+	case <-m.gone:
+		return nil, net.ErrClosed
+	}
+}
+
+func (m *memory) Close() error   { m.once.Do(func() { close(m.gone) }); return nil }
+func (m *memory) Addr() net.Addr { return &net.UnixAddr{Name: "memory"} }
+
+func (m *memory) dial(t testing.TB) net.Conn {
+	ours, theirs := net.Pipe()
+	m.conns <- theirs
+	t.Cleanup(func() { ours.Close() })
+	return ours
+}
+
+// serveInMemory runs a real server in the bubble of the caller.
+func serveInMemory(t testing.TB, i *Ingress) *memory {
+	t.Helper()
+	m := &memory{conns: make(chan net.Conn), gone: make(chan struct{})}
+	serveOn(t, i, m)
+	return m
+}
+
+// answerTo sends a request as it is.
+func answerTo(t testing.TB, conn net.Conn, request string) *http.Response {
+	t.Helper()
+	if _, err := io.WriteString(conn, request); err != nil {
+		t.Fatal(err)
+	}
+	r, err := http.ReadResponse(bufio.NewReader(conn), nil)
+	if err != nil {
+		t.Fatalf("%.40q: %v", request, err)
+	}
+	return r
 }
 
 // exchange sends a request line by line over a connection of its own.
@@ -137,7 +190,7 @@ func exchange(t testing.TB, addr, method, uri, body string, headers ...string) *
 		t.Fatal(err)
 	}
 	defer c.Close()
-	_ = c.SetDeadline(time.Now().Add(10 * time.Second))
+	_ = c.SetDeadline(time.Now().Add(time.Minute))
 	var b strings.Builder
 	fmt.Fprintf(&b, "%s %s HTTP/1.1\r\nHost: h\r\nConnection: close\r\n", method, uri)
 	if body != "" {
@@ -548,7 +601,7 @@ func TestClientThatGoesAwayEndsItsRequest(t *testing.T) {
 	c.Close()
 	select {
 	case <-ended:
-	case <-time.After(10 * time.Second):
+	case <-time.After(time.Minute):
 		t.Fatal("the request still waits")
 	}
 }
@@ -598,105 +651,100 @@ func TestBodyLimit(t *testing.T) {
 }
 
 func TestSilentBodyTimesOut(t *testing.T) {
-	p := &partitions{do: accept}
-	addr := serve(t, newIngress(t, p, func(c *Config) { c.BodyTimeout = 20 * time.Millisecond }))
-	r := exchange(t, addr, "POST", "/Svc/raw", "", "Content-Length: 5")
-	if got := bodyOf(t, r); r.StatusCode != 408 || got != `{"code":408,"message":"cannot read body: the client sent nothing for too long","source":"ingress"}` {
-		t.Errorf("%d %s", r.StatusCode, got)
-	}
+	synctest.Test(t, func(t *testing.T) {
+		began := time.Now()
+		conn := serveInMemory(t, newIngress(t, &partitions{do: accept}, nil)).dial(t)
+		r := answerTo(t, conn, "POST /Svc/raw HTTP/1.1\r\nHost: h\r\nContent-Length: 5\r\n\r\n")
+		if got := bodyOf(t, r); r.StatusCode != 408 || got != `{"code":408,"message":"cannot read body: the client sent nothing for too long","source":"ingress"}` {
+			t.Errorf("%d %s", r.StatusCode, got)
+		}
+		if d := time.Since(began); d != DefaultConfig().BodyTimeout {
+			t.Errorf("answered after %s", d)
+		}
+	})
 }
 
 // What is refused, or answered without its body, is answered although the rest of the body never comes: the server would
 // wait for it to keep the connection.
 func TestAnswerDoesNotWaitForTheRestOfTheBody(t *testing.T) {
-	p := &partitions{do: accept}
-	addr := serve(t, newIngress(t, p, func(c *Config) { c.BodyTimeout = 50 * time.Millisecond }))
-	for _, c := range []struct {
-		request string
-		code    int
-	}{
-		{"POST /Nope/x HTTP/1.1\r\nHost: h\r\nContent-Length: 9\r\n\r\n", 404},
-		{"POST /Nope/x HTTP/1.1\r\nHost: h\r\nTransfer-Encoding: chunked\r\n\r\n", 404},
-		{"POST /Svc/raw HTTP/1.1\r\nHost: h\r\nContent-Length: 9\r\n\r\n1234", 408},
-		{"POST /Svc/raw HTTP/1.1\r\nHost: h\r\nTransfer-Encoding: chunked\r\n\r\n4\r\n1234\r\n", 408},
-		{"OPTIONS /Svc/raw HTTP/1.1\r\nHost: h\r\nContent-Length: 9\r\n\r\n", 200},
-		{"GET /restate/health HTTP/1.1\r\nHost: h\r\nContent-Length: 9\r\n\r\n", 200},
-		{"GET /restate/attach/" + someID + " HTTP/1.1\r\nHost: h\r\nContent-Length: 9\r\n\r\n", 200},
-	} {
-		conn, err := net.Dial("tcp", addr)
-		if err != nil {
-			t.Fatal(err)
+	synctest.Test(t, func(t *testing.T) {
+		l := serveInMemory(t, newIngress(t, &partitions{do: accept}, nil))
+		for _, c := range []struct {
+			request string
+			code    int
+		}{
+			{"POST /Nope/x HTTP/1.1\r\nHost: h\r\nContent-Length: 9\r\n\r\n", 404},
+			{"POST /Nope/x HTTP/1.1\r\nHost: h\r\nTransfer-Encoding: chunked\r\n\r\n", 404},
+			{"POST /Svc/raw HTTP/1.1\r\nHost: h\r\nContent-Length: 9\r\n\r\n1234", 408},
+			{"POST /Svc/raw HTTP/1.1\r\nHost: h\r\nTransfer-Encoding: chunked\r\n\r\n4\r\n1234\r\n", 408},
+			{"OPTIONS /Svc/raw HTTP/1.1\r\nHost: h\r\nContent-Length: 9\r\n\r\n", 200},
+			{"GET /restate/health HTTP/1.1\r\nHost: h\r\nContent-Length: 9\r\n\r\n", 200},
+			{"GET /restate/attach/" + someID + " HTTP/1.1\r\nHost: h\r\nContent-Length: 9\r\n\r\n", 200},
+		} {
+			began := time.Now()
+			if r := answerTo(t, l.dial(t), c.request); r.StatusCode != c.code {
+				t.Errorf("%.40q: %d, want %d", c.request, r.StatusCode, c.code)
+			}
+			if d := time.Since(began); d > DefaultConfig().BodyTimeout {
+				t.Errorf("%.40q: answered after %s", c.request, d)
+			}
 		}
-		defer conn.Close()
-		_ = conn.SetDeadline(time.Now().Add(10 * time.Second))
-		if _, err := io.WriteString(conn, c.request); err != nil {
-			t.Fatal(err)
-		}
-		r, err := http.ReadResponse(bufio.NewReader(conn), nil)
-		if err != nil {
-			t.Errorf("%.40q: %v", c.request, err)
-			continue
-		}
-		if r.StatusCode != c.code {
-			t.Errorf("%.40q: %d, want %d", c.request, r.StatusCode, c.code)
-		}
-	}
+	})
 }
 
 // The time limit for the body does not end a call that waits for its result.
 func TestWaitingOutlastsTheLimitOfTheBody(t *testing.T) {
-	p := &partitions{do: func(ctx context.Context, _ *recordpb.Request) (*recordpb.Reply, error) {
-		select {
-		case <-ctx.Done():
-			return nil, ctx.Err()
-		case <-time.After(200 * time.Millisecond):
-			return success("1"), nil
-		}
-	}}
-	addr := serve(t, newIngress(t, p, func(c *Config) { c.BodyTimeout = 20 * time.Millisecond }))
-	for _, http2 := range []bool{false, true} {
-		protocols := new(http.Protocols)
-		protocols.SetHTTP1(!http2)
-		protocols.SetUnencryptedHTTP2(http2)
-		tr := &http.Transport{Protocols: protocols}
-		defer tr.CloseIdleConnections()
-		for _, body := range []string{"", "x", strings.Repeat("x", 3*smallRequest)} {
-			r, err := (&http.Client{Transport: tr}).Post("http://"+addr+"/Svc/raw", "text/plain", strings.NewReader(body))
-			if err != nil {
-				t.Fatal(err)
+	synctest.Test(t, func(t *testing.T) {
+		p := &partitions{do: func(ctx context.Context, _ *recordpb.Request) (*recordpb.Reply, error) {
+			select {
+			case <-ctx.Done():
+				return nil, ctx.Err()
+			case <-time.After(10 * DefaultConfig().BodyTimeout):
+				return success("1"), nil
 			}
-			if got := bodyOf(t, r); r.StatusCode != 200 || got != "1" {
-				t.Errorf("%s with %d bytes: %d %s", r.Proto, len(body), r.StatusCode, got)
+		}}
+		l := serveInMemory(t, newIngress(t, p, nil))
+		for _, http2 := range []bool{false, true} {
+			protocols := new(http.Protocols)
+			protocols.SetHTTP1(!http2)
+			protocols.SetUnencryptedHTTP2(http2)
+			tr := &http.Transport{Protocols: protocols, DialContext: func(context.Context, string, string) (net.Conn, error) { return l.dial(t), nil }}
+			defer tr.CloseIdleConnections()
+			for _, body := range []string{"", "x", strings.Repeat("x", 3*smallRequest)} {
+				r, err := (&http.Client{Transport: tr}).Post("http://memory/Svc/raw", "text/plain", strings.NewReader(body))
+				if err != nil {
+					t.Fatal(err)
+				}
+				if got := bodyOf(t, r); r.StatusCode != 200 || got != "1" {
+					t.Errorf("%s with %d bytes: %d %s", r.Proto, len(body), r.StatusCode, got)
+				}
+				r.Body.Close()
 			}
-			r.Body.Close()
 		}
-	}
+	})
 }
 
 // A large body may take long, as long as it comes.
 func TestSlowBodyIsRead(t *testing.T) {
-	const piece, pieces = smallRequest / 4, 30
-	p := &partitions{do: accept}
-	addr := serve(t, newIngress(t, p, func(c *Config) { c.BodyTimeout = 2 * time.Second }))
-	conn, err := net.Dial("tcp", addr)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer conn.Close()
-	fmt.Fprintf(conn, "POST /Svc/raw HTTP/1.1\r\nHost: h\r\nContent-Length: %d\r\n\r\n", piece*pieces)
-	for range pieces {
-		<-time.After(100 * time.Millisecond)
-		if _, err := conn.Write(make([]byte, piece)); err != nil {
+	synctest.Test(t, func(t *testing.T) {
+		const piece, pieces = smallRequest / 4, 30
+		p := &partitions{do: accept}
+		conn := serveInMemory(t, newIngress(t, p, nil)).dial(t)
+		fmt.Fprintf(conn, "POST /Svc/raw HTTP/1.1\r\nHost: h\r\nContent-Length: %d\r\n\r\n", piece*pieces)
+		for range pieces {
+			<-time.After(DefaultConfig().BodyTimeout / 2)
+			if _, err := conn.Write(make([]byte, piece)); err != nil {
+				t.Fatal(err)
+			}
+		}
+		r, err := http.ReadResponse(bufio.NewReader(conn), nil)
+		if err != nil {
 			t.Fatal(err)
 		}
-	}
-	r, err := http.ReadResponse(bufio.NewReader(conn), nil)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if got := bodyOf(t, r); r.StatusCode != 200 || len(p.invocation(t).Argument) != piece*pieces {
-		t.Errorf("%d %s", r.StatusCode, got)
-	}
+		if got := bodyOf(t, r); r.StatusCode != 200 || len(p.invocation(t).Argument) != piece*pieces {
+			t.Errorf("%d %s", r.StatusCode, got)
+		}
+	})
 }
 
 // Announcing a large body takes no memory, sending it does, and all of it is accounted for.
@@ -774,7 +822,7 @@ func TestMemoryOfAllBodiesIsLimited(t *testing.T) {
 			t.Errorf("within the limit: %d", code)
 		}
 	}
-	for deadline := time.Now().Add(10 * time.Second); i.bodies.Load() != 0; { // an answer is there before its request has ended
+	for deadline := time.Now().Add(time.Minute); i.bodies.Load() != 0; { // an answer is there before its request has ended
 		if time.Now().After(deadline) {
 			t.Fatalf("%d bytes were not given back", i.bodies.Load())
 		}
@@ -784,66 +832,54 @@ func TestMemoryOfAllBodiesIsLimited(t *testing.T) {
 
 // A client that asks for big results and never reads them must not keep them in memory.
 func TestClientThatDoesNotReadIsCutOff(t *testing.T) {
-	p := &partitions{do: func(context.Context, *recordpb.Request) (*recordpb.Reply, error) {
-		return success(strings.Repeat("x", 32<<20)), nil
-	}}
-	i := newIngress(t, p, func(c *Config) { c.BodyTimeout = 50 * time.Millisecond })
-	conn, err := net.Dial("tcp", serve(t, i))
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer conn.Close()
-	if _, err := io.WriteString(conn, "POST /Svc/raw HTTP/1.1\r\nHost: h\r\nContent-Length: 0\r\n\r\n"); err != nil {
-		t.Fatal(err)
-	}
-	if _, err := io.ReadFull(conn, make([]byte, 100)); err != nil {
-		t.Fatal(err)
-	}
-	for deadline := time.Now().Add(10 * time.Second); i.inflight.Load() > 0; {
-		if time.Now().After(deadline) {
-			t.Fatal("the request still waits for its client after 10 s")
+	synctest.Test(t, func(t *testing.T) {
+		i := newIngress(t, &partitions{do: func(context.Context, *recordpb.Request) (*recordpb.Reply, error) {
+			return success(strings.Repeat("x", 32<<20)), nil
+		}}, nil)
+		conn := serveInMemory(t, i).dial(t)
+		if _, err := io.WriteString(conn, "POST /Svc/raw HTTP/1.1\r\nHost: h\r\nContent-Length: 0\r\n\r\n"); err != nil {
+			t.Fatal(err)
 		}
-		<-time.After(5 * time.Millisecond)
-	}
+		if _, err := io.ReadFull(conn, make([]byte, 100)); err != nil {
+			t.Fatal(err)
+		}
+		<-time.After(DefaultConfig().BodyTimeout)
+		synctest.Wait()
+		if n := i.inflight.Load(); n > 0 {
+			t.Error("the request still waits for its client")
+		}
+	})
 }
 
 // A client that reads slowly, or asks again later on the same connection, is served.
 func TestSlowClientGetsAll(t *testing.T) {
-	const size = 8 << 20
-	p := &partitions{do: func(context.Context, *recordpb.Request) (*recordpb.Reply, error) {
-		return success(strings.Repeat("x", size)), nil
-	}}
-	conn, err := net.Dial("tcp", serve(t, newIngress(t, p, func(c *Config) { c.BodyTimeout = 500 * time.Millisecond })))
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer conn.Close()
-	r := bufio.NewReader(conn)
-	for range 2 {
-		if _, err := io.WriteString(conn, "POST /Svc/raw HTTP/1.1\r\nHost: h\r\nContent-Length: 0\r\n\r\n"); err != nil {
-			t.Fatal(err)
-		}
-		resp, err := http.ReadResponse(r, nil)
-		if err != nil {
-			t.Fatal(err)
-		}
-		n := 0
-		for buf := make([]byte, 1<<20); ; <-time.After(20 * time.Millisecond) {
-			m, err := resp.Body.Read(buf)
-			if n += m; err != nil {
-				break
+	synctest.Test(t, func(t *testing.T) {
+		const size = 8 << 20
+		limit := DefaultConfig().BodyTimeout
+		conn := serveInMemory(t, newIngress(t, &partitions{do: func(context.Context, *recordpb.Request) (*recordpb.Reply, error) {
+			return success(strings.Repeat("x", size)), nil
+		}}, nil)).dial(t)
+		r := bufio.NewReader(conn)
+		for range 2 {
+			if _, err := io.WriteString(conn, "POST /Svc/raw HTTP/1.1\r\nHost: h\r\nContent-Length: 0\r\n\r\n"); err != nil {
+				t.Fatal(err)
 			}
-			if m, err = io.ReadFull(resp.Body, buf); err != nil {
+			resp, err := http.ReadResponse(r, nil)
+			if err != nil {
+				t.Fatal(err)
+			}
+			n := 0
+			for buf := make([]byte, sendAtOnce); err == nil; <-time.After(limit / 2) {
+				var m int
+				m, err = io.ReadFull(resp.Body, buf)
 				n += m
-				break
 			}
-			n += m
+			if n != size {
+				t.Errorf("got %d bytes", n)
+			}
+			<-time.After(limit + time.Second) // the deadline of the first answer is over when the second one comes
 		}
-		if n != size {
-			t.Errorf("got %d bytes", n)
-		}
-		<-time.After(600 * time.Millisecond) // the deadline of the first answer is over when the second one comes
-	}
+	})
 }
 
 // A name that is too long for the rows that are found by it is refused before anything is made of it.
