@@ -45,13 +45,3 @@ func ordered(fs []field) []field {
 	}
 	return out
 }
-
-// Keys lists the names of all settings.
-func Keys() []string {
-	var s Settings
-	var out []string
-	for _, f := range fields(&s) {
-		out = append(out, f.path)
-	}
-	return out
-}

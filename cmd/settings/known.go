@@ -5,14 +5,21 @@ import (
 	"fmt"
 	"math"
 	"path"
-	"slices"
+	"reflect"
 	"strings"
 )
 
-// tableValues are settings whose value is a table with names that users choose.
-var tableValues = []string{"worker.invoker.additional-request-headers", "additional-request-headers"}
-
-func isTableValue(key string) bool { return slices.Contains(tableValues, key) }
+// tableValues has the keys, aliases included, of the settings whose value is a table with names that users choose.
+var tableValues = func() map[string]bool {
+	m := map[string]bool{}
+	for _, f := range fields(&Settings{}) {
+		m[f.path] = f.value.Kind() == reflect.Map
+	}
+	for from, to := range aliases {
+		m[from] = m[to]
+	}
+	return m
+}()
 
 // aliases are older places of settings that still work.
 var aliases = func() map[string]string {

@@ -6,6 +6,7 @@
 package settings
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"os"
@@ -111,9 +112,6 @@ func (l *Loaded) locate(err error) error {
 	return err
 }
 
-// IsSet reports whether a source gave the key a value.
-func (l *Loaded) IsSet(key string) bool { return l.origins[key] != "" }
-
 // entry is one setting as one source has it.
 type entry struct {
 	key    string
@@ -153,7 +151,7 @@ func parseFile(path string, data []byte) ([]entry, error) {
 func flatten(out []entry, path, prefix string, tree map[string]any) []entry {
 	for k, v := range tree {
 		key := prefix + k
-		if sub, ok := v.(map[string]any); ok && !isTableValue(key) {
+		if sub, ok := v.(map[string]any); ok && !tableValues[key] {
 			out = flatten(out, path, key+".", sub)
 			continue
 		}
@@ -248,9 +246,9 @@ func unknownKey(e entry, near string, distance int) error {
 // tableEntry finds the setting that is a table with e as an entry.
 func tableEntry(known map[string]field, e entry) (field, entry, bool) {
 	for i := strings.IndexByte(e.key, '.'); i >= 0; {
-		if f, ok := known[e.key[:i]]; ok && isTableValue(e.key[:i]) {
+		if table := e.key[:i]; tableValues[table] {
 			e.raw = map[string]any{e.key[i+1:]: e.raw}
-			return f, e, true
+			return known[cmp.Or(aliases[table], table)], e, true
 		}
 		next := strings.IndexByte(e.key[i+1:], '.')
 		if next < 0 {

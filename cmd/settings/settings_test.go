@@ -51,8 +51,23 @@ func TestPrecedence(t *testing.T) {
 		n.Worker.Invoker.InactivityTimeout != 2*time.Hour || n.BaseDir != "perdure-data" || n.ShutdownTimeout != time.Minute {
 		t.Errorf("merged to %+v", n)
 	}
-	if !l.IsSet("cluster-name") || l.IsSet("base-dir") {
+	if l.origins["cluster-name"] != "--cluster-name" || l.origins["base-dir"] != "" {
 		t.Error("the origins are wrong")
+	}
+}
+
+// Headers have names that users choose: a file has them as a table, the environment as a table or one by one.
+func TestTablesOfHeaders(t *testing.T) {
+	for _, key := range []string{"tracing-headers", "worker.invoker.additional-request-headers", "additional-request-headers"} {
+		env := EnvName(key)
+		l := mustLoad(t, "["+key+"]\nx-a = 'file'\nx-b = 'file'\n", []string{env + `={x-b = "env"}`, env + "__X_C=one"})
+		got := l.Node.Worker.Invoker.AdditionalRequestHeaders
+		if key == "tracing-headers" {
+			got = l.Node.Tracing.Headers
+		}
+		if want := map[string]string{"x-a": "file", "x-b": "env", "x-c": "one"}; !reflect.DeepEqual(got, want) {
+			t.Errorf("%s: loaded %v, want %v; notices %v", key, got, want, l.Notices)
+		}
 	}
 }
 
@@ -212,7 +227,8 @@ func TestDumpIsReadBackAndHidesSecrets(t *testing.T) {
 // Each setting has one name, and the name survives the way through the environment.
 func TestKeysMapToEnvironmentAndBack(t *testing.T) {
 	seen := map[string]bool{}
-	for _, k := range Keys() {
+	for _, f := range fields(&Settings{}) {
+		k := f.path
 		if seen[k] {
 			t.Errorf("%s is there twice", k)
 		}
