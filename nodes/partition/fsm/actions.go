@@ -113,3 +113,30 @@ func (a *Actions) add(k Kind) *Action {
 	a.List = append(a.List, Action{Kind: k})
 	return &a.List[len(a.List)-1]
 }
+
+// reply answers a request; an empty id is nobody.
+func (a *Actions) reply(requestID []byte, r *recordpb.Reply) {
+	if len(requestID) != 16 {
+		return
+	}
+	act := a.add(ActReply)
+	copy(act.RequestID[:], requestID)
+	act.Reply = r
+}
+
+func (a *Actions) replyStatus(requestID []byte, s recordpb.Reply_Status) {
+	if len(requestID) == 16 {
+		a.reply(requestID, &recordpb.Reply{Status: s})
+	}
+}
+
+// submitted answers a request that waits for the invocation to be accepted.
+func (a *Actions) submitted(x *invocationpb.Invocation, s recordpb.Reply_Status, executionTimeMs uint64) {
+	a.reply(x.SubmitRequestId, &recordpb.Reply{Status: s, ExecutionTimeMs: executionTimeMs, Target: x.Target})
+}
+
+// abort ends the attempt of an incarnation that is over.
+func (a *Actions) abort(id ident.InvocationID, incarnation uint64) {
+	act := a.add(ActAbort)
+	act.ID, act.Incarnation = id, incarnation
+}

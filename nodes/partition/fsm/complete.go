@@ -230,7 +230,7 @@ func (m *Machine) answerAll(r *row, res *invocationpb.Result) error {
 // answer sends a result to a sink.
 func (m *Machine) answer(s *invocationpb.Sink, res *invocationpb.Result, t *invocationpb.Target, expiresAtMs uint64) error {
 	if len(s.RequestId) > 0 {
-		m.reply(s.RequestId, &recordpb.Reply{Result: res, ExpiresAtMs: expiresAtMs, Target: t})
+		m.out.reply(s.RequestId, &recordpb.Reply{Result: res, ExpiresAtMs: expiresAtMs, Target: t})
 		return nil
 	}
 	caller, err := ident.InvocationIDFromBytes(s.Caller)
@@ -307,7 +307,7 @@ func (m *Machine) getOutput(g *recordpb.GetOutput) error {
 		return m.answerCompleted(r, g.Sink)
 	}
 	if len(g.Sink.RequestId) > 0 {
-		m.reply(g.Sink.RequestId, &recordpb.Reply{Status: recordpb.Reply_NOT_READY, Target: r.inv.Target})
+		m.out.reply(g.Sink.RequestId, &recordpb.Reply{Status: recordpb.Reply_NOT_READY, Target: r.inv.Target})
 		return nil
 	}
 	return m.answer(g.Sink, void(), r.inv.Target, 0)
@@ -328,7 +328,7 @@ func (m *Machine) asked(rawID []byte, s *invocationpb.Sink) (*row, error) {
 		return r, err
 	}
 	if len(s.RequestId) > 0 {
-		m.replyStatus(s.RequestId, recordpb.Reply_NOT_FOUND)
+		m.out.replyStatus(s.RequestId, recordpb.Reply_NOT_FOUND)
 		return nil, nil
 	}
 	return nil, m.answer(s, failure(404, "not found"), nil, 0)

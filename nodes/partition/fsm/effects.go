@@ -48,7 +48,7 @@ func (m *Machine) effects(x *recordpb.InvokerEffects) error {
 		r.again = false
 		m.start(r, nil)
 	case stale && r.status() != storepb.Invocation_INVOKED:
-		m.abort(id, x.Incarnation)
+		m.out.abort(id, x.Incarnation)
 	}
 	return nil
 }
@@ -362,6 +362,6 @@ func longestOfCall(key, idempotencyKey string) (what string, n int) {
 // drop the command alone would leave the handler waiting for ever.
 func (m *Machine) reject(r *row, why string) error {
 	m.dropped++
-	m.abort(r.id, r.inv.Incarnation)
+	m.out.abort(r.id, r.inv.Incarnation)
 	return m.complete(r, failure(500, why))
 }

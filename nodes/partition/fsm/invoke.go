@@ -79,7 +79,7 @@ func (m *Machine) invoke(x *invocationpb.Invocation) error {
 		return err
 	}
 	r.inv.Commands = 1
-	m.submitted(x, recordpb.Reply_ACCEPTED, x.ExecutionTimeMs)
+	m.out.submitted(x, recordpb.Reply_ACCEPTED, x.ExecutionTimeMs)
 	if x.ExecutionTimeMs > m.now {
 		r.inv.Status = storepb.Invocation_SCHEDULED
 		r.inv.ScheduledAtMs = m.now
@@ -92,27 +92,6 @@ func (m *Machine) invoke(x *invocationpb.Invocation) error {
 	return m.admit(r, fresh)
 }
 
-// submitted answers a request that waits for the invocation to be accepted.
-func (m *Machine) submitted(x *invocationpb.Invocation, s recordpb.Reply_Status, executionTimeMs uint64) {
-	m.reply(x.SubmitRequestId, &recordpb.Reply{Status: s, ExecutionTimeMs: executionTimeMs, Target: x.Target})
-}
-
-// reply answers a request; an empty id is nobody.
-func (m *Machine) reply(requestID []byte, r *recordpb.Reply) {
-	if len(requestID) != 16 {
-		return
-	}
-	a := m.out.add(ActReply)
-	copy(a.RequestID[:], requestID)
-	a.Reply = r
-}
-
-func (m *Machine) replyStatus(requestID []byte, s recordpb.Reply_Status) {
-	if len(requestID) == 16 {
-		m.reply(requestID, &recordpb.Reply{Status: s})
-	}
-}
-
 // duplicate takes a request for an invocation that exists: the id is the idempotency key.
 func (m *Machine) duplicate(r *row, x *invocationpb.Invocation) error {
 	m.dropped++
@@ -121,7 +100,7 @@ func (m *Machine) duplicate(r *row, x *invocationpb.Invocation) error {
 	if same {
 		status = recordpb.Reply_ACCEPTED
 	}
-	m.submitted(x, status, r.inv.ExecutionTimeMs)
+	m.out.submitted(x, status, r.inv.ExecutionTimeMs)
 	switch {
 	case x.Sink == nil:
 		return nil

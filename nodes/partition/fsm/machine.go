@@ -22,28 +22,9 @@ import (
 	"perdure/nodes/record/recordpb"
 )
 
-// Reader reads rows.
-type Reader interface {
-	// Get reads a row. The value is valid until the next call of Get.
-	Get(key []byte) (value []byte, ok bool, err error)
-	// Scan calls fn for the rows from start (inclusive) to end (exclusive) in key order until fn returns
-	// false. Key and value are valid until fn returns; fn neither reads nor writes rows.
-	Scan(start, end []byte, fn func(key, value []byte) (more bool, err error)) error
-}
-
-// Txn is a batch of writes that its own reads see. Keys and values are copied.
-type Txn interface {
-	Reader
-	// GetCommitted is Get as of before the batch, and cheaper.
-	GetCommitted(key []byte) (value []byte, ok bool, err error)
-	Set(key, value []byte) error
-	Delete(key []byte) error
-	DeleteRange(start, end []byte) error
-	SetApplied(lsn cluster.LSN, latestMs uint64) error
-}
-
 // Machine applies commands. One goroutine uses it.
 type Machine struct {
+	step
 	partition cluster.PartitionID
 	keys      cluster.KeyRange
 
@@ -55,16 +36,6 @@ type Machine struct {
 	latest        uint64 // creation time of the log's newest record so far, ms since the epoch
 	rows          rowCache
 	locks         lockCache
-
-	dropped uint64
-
-	// Of the command being applied.
-	txn Txn
-	lsn uint64
-	now uint64 // ms since the epoch
-	out *Actions
-
-	key, val []byte // scratch
 }
 
 // New makes the machine of a partition from what the store has.
@@ -76,33 +47,6 @@ func New(p cluster.PartitionID, keys cluster.KeyRange, r Reader) (*Machine, erro
 		return nil, fmt.Errorf("load the state of partition %d: %w", p, err)
 	}
 	return m, nil
-}
-
-type message interface{ UnmarshalVT([]byte) error }
-
-// read decodes the row at key; ok is false when there is none.
-func read(r Reader, key []byte, into message) (ok bool, err error) {
-	v, ok, err := r.Get(key)
-	if err != nil || !ok {
-		return false, err
-	}
-	return true, decodeRow(key, v, into)
-}
-
-// readCommitted is read for the tables whose changes are held back until Finish.
-func (m *Machine) readCommitted(key []byte, into message) (ok bool, err error) {
-	v, ok, err := m.txn.GetCommitted(key)
-	if err != nil || !ok {
-		return false, err
-	}
-	return true, decodeRow(key, v, into)
-}
-
-func decodeRow(key, v []byte, into message) error {
-	if err := into.UnmarshalVT(v); err != nil {
-		return fmt.Errorf("%w %x: %w", keyspace.ErrCorrupt, key, err)
-	}
-	return nil
 }
 
 func (m *Machine) load(r Reader) error {
@@ -165,7 +109,7 @@ func (m *Machine) Finish(txn Txn, lsn cluster.LSN) error {
 	if err := m.flushLocks(); err != nil {
 		return err
 	}
-	if err := m.producers.flush(m); err != nil {
+	if err := m.producers.flush(&m.step); err != nil {
 		return err
 	}
 	if m.countersDirty {
@@ -175,24 +119,6 @@ func (m *Machine) Finish(txn Txn, lsn cluster.LSN) error {
 		}
 	}
 	return txn.SetApplied(lsn, m.latest)
-}
-
-type sized interface {
-	SizeVT() int
-	MarshalToSizedBufferVT([]byte) (int, error)
-}
-
-// write encodes a row and sets it.
-func (m *Machine) write(key []byte, row sized) error {
-	n := row.SizeVT()
-	if cap(m.val) < n {
-		m.val = make([]byte, n, 2*n)
-	}
-	m.val = m.val[:n]
-	if _, err := row.MarshalToSizedBufferVT(m.val); err != nil {
-		return fmt.Errorf("encode row %x: %w", key, err)
-	}
-	return m.txn.Set(key, m.val)
 }
 
 func (m *Machine) dispatch(cmd *recordpb.Command) error {

@@ -162,7 +162,7 @@ func (m *Machine) signalCommand(x *recordpb.Signal, requestID []byte) error {
 		m.dropped++
 		return nil
 	}
-	m.replyStatus(requestID, recordpb.Reply_OK)
+	m.out.replyStatus(requestID, recordpb.Reply_OK)
 	r, err := m.running(x.InvocationId)
 	if r == nil || err != nil {
 		return err

@@ -28,36 +28,31 @@ func (m *Machine) terminate(x *recordpb.Terminate, requestID []byte) error {
 	switch r.status() {
 	case storepb.Invocation_FREE:
 		if kill {
-			m.abort(r.id, 0)
+			m.out.abort(r.id, 0)
 		}
-		m.replyStatus(requestID, recordpb.Reply_NOT_FOUND)
+		m.out.replyStatus(requestID, recordpb.Reply_NOT_FOUND)
 		return nil
 	case storepb.Invocation_COMPLETED:
-		m.replyStatus(requestID, recordpb.Reply_ALREADY_COMPLETED)
+		m.out.replyStatus(requestID, recordpb.Reply_ALREADY_COMPLETED)
 		return nil
 	case storepb.Invocation_SCHEDULED, storepb.Invocation_INBOXED:
-		m.replyStatus(requestID, recordpb.Reply_OK)
+		m.out.replyStatus(requestID, recordpb.Reply_OK)
 		if kill {
 			return m.remove(r, failure(409, "killed"))
 		}
 		return m.remove(r, failure(409, "canceled"))
 	}
 	if kill {
-		m.replyStatus(requestID, recordpb.Reply_OK)
+		m.out.replyStatus(requestID, recordpb.Reply_OK)
 		return m.kill(r)
 	}
-	m.replyStatus(requestID, recordpb.Reply_ACCEPTED)
+	m.out.replyStatus(requestID, recordpb.Reply_ACCEPTED)
 	return m.cancel(r)
-}
-
-func (m *Machine) abort(id ident.InvocationID, incarnation uint64) {
-	a := m.out.add(ActAbort)
-	a.ID, a.Incarnation = id, incarnation
 }
 
 // kill ends an invocation in flight and everything that it called.
 func (m *Machine) kill(r *row) error {
-	m.abort(r.id, r.inv.Incarnation)
+	m.out.abort(r.id, r.inv.Incarnation)
 	if err := m.killChildren(r); err != nil {
 		return err
 	}
@@ -88,18 +83,18 @@ func (m *Machine) purge(x *recordpb.Purge, requestID []byte) error {
 	}
 	switch r.status() {
 	case storepb.Invocation_FREE:
-		m.replyStatus(requestID, recordpb.Reply_NOT_FOUND)
+		m.out.replyStatus(requestID, recordpb.Reply_NOT_FOUND)
 		return nil
 	case storepb.Invocation_COMPLETED:
 	default:
-		m.replyStatus(requestID, recordpb.Reply_NOT_COMPLETED)
+		m.out.replyStatus(requestID, recordpb.Reply_NOT_COMPLETED)
 		return nil
 	}
 	if x.Expired && m.now < expiry(r, x.JournalOnly).AtMs {
 		m.dropped++
 		return nil
 	}
-	m.replyStatus(requestID, recordpb.Reply_OK)
+	m.out.replyStatus(requestID, recordpb.Reply_OK)
 	if r.inv.JournalRetentionMs < r.inv.CompletionRetentionMs && r.inv.JournalRetentionMs > 0 {
 		if err := m.deleteExpiry(r, true); err != nil {
 			return err
@@ -134,16 +129,16 @@ func (m *Machine) pause(x *recordpb.Pause, requestID []byte) error {
 	}
 	switch r.status() {
 	case storepb.Invocation_FREE:
-		m.replyStatus(requestID, recordpb.Reply_NOT_FOUND)
+		m.out.replyStatus(requestID, recordpb.Reply_NOT_FOUND)
 	case storepb.Invocation_INVOKED:
 		r.inv.PauseRequested = true
 		m.touch(r)
 		m.out.add(ActPause).ID = id
-		m.replyStatus(requestID, recordpb.Reply_ACCEPTED)
+		m.out.replyStatus(requestID, recordpb.Reply_ACCEPTED)
 	case storepb.Invocation_SUSPENDED, storepb.Invocation_PAUSED:
-		m.replyStatus(requestID, recordpb.Reply_OK)
+		m.out.replyStatus(requestID, recordpb.Reply_OK)
 	default:
-		m.replyStatus(requestID, recordpb.Reply_NOT_RUNNING)
+		m.out.replyStatus(requestID, recordpb.Reply_NOT_RUNNING)
 	}
 	return nil
 }
@@ -161,14 +156,14 @@ func (m *Machine) resume(x *recordpb.Resume, requestID []byte) error {
 	repin := len(x.DeploymentId) > 0
 	switch r.status() {
 	case storepb.Invocation_FREE:
-		m.replyStatus(requestID, recordpb.Reply_NOT_FOUND)
+		m.out.replyStatus(requestID, recordpb.Reply_NOT_FOUND)
 	case storepb.Invocation_COMPLETED:
-		m.replyStatus(requestID, recordpb.Reply_ALREADY_COMPLETED)
+		m.out.replyStatus(requestID, recordpb.Reply_ALREADY_COMPLETED)
 	case storepb.Invocation_SCHEDULED, storepb.Invocation_INBOXED:
-		m.replyStatus(requestID, recordpb.Reply_NOT_STARTED)
+		m.out.replyStatus(requestID, recordpb.Reply_NOT_STARTED)
 	case storepb.Invocation_INVOKED:
 		if repin {
-			m.replyStatus(requestID, recordpb.Reply_DEPLOYMENT_FIXED)
+			m.out.replyStatus(requestID, recordpb.Reply_DEPLOYMENT_FIXED)
 			return nil
 		}
 		if r.inv.PauseRequested {
@@ -176,7 +171,7 @@ func (m *Machine) resume(x *recordpb.Resume, requestID []byte) error {
 		} else {
 			m.out.add(ActRetryNow).ID = id
 		}
-		m.replyStatus(requestID, recordpb.Reply_OK)
+		m.out.replyStatus(requestID, recordpb.Reply_OK)
 	default:
 		if repin {
 			// The protocol version of a journal stays: it governs how the journal is read.
@@ -186,7 +181,7 @@ func (m *Machine) resume(x *recordpb.Resume, requestID []byte) error {
 			r.inv.DeploymentId = x.DeploymentId
 		}
 		m.start(r, nil)
-		m.replyStatus(requestID, recordpb.Reply_OK)
+		m.out.replyStatus(requestID, recordpb.Reply_OK)
 	}
 	return nil
 }
@@ -197,7 +192,7 @@ func (m *Machine) restartAsNew(x *recordpb.RestartAsNew, requestID []byte) error
 	newID, ok2 := m.idOf(x.NewInvocationId)
 	if !ok || !ok2 || id.PartitionKey() != newID.PartitionKey() || id == newID {
 		m.dropped++
-		m.replyStatus(requestID, recordpb.Reply_BAD_RANGE)
+		m.out.replyStatus(requestID, recordpb.Reply_BAD_RANGE)
 		return nil
 	}
 	old, err := m.row(id)
@@ -209,7 +204,7 @@ func (m *Machine) restartAsNew(x *recordpb.RestartAsNew, requestID []byte) error
 		return err
 	}
 	if s := restartable(old); s != recordpb.Reply_OK {
-		m.replyStatus(requestID, s)
+		m.out.replyStatus(requestID, s)
 		return nil
 	}
 	if r.inv != nil {
@@ -221,7 +216,7 @@ func (m *Machine) restartAsNew(x *recordpb.RestartAsNew, requestID []byte) error
 		return err
 	}
 	if !ok {
-		m.replyStatus(requestID, recordpb.Reply_BAD_RANGE)
+		m.out.replyStatus(requestID, recordpb.Reply_BAD_RANGE)
 		return nil
 	}
 	o := old.inv
@@ -237,7 +232,7 @@ func (m *Machine) restartAsNew(x *recordpb.RestartAsNew, requestID []byte) error
 			return err
 		}
 	}
-	m.reply(requestID, &recordpb.Reply{NewInvocationId: x.NewInvocationId})
+	m.out.reply(requestID, &recordpb.Reply{NewInvocationId: x.NewInvocationId})
 	return m.admit(r, nil)
 }
 
@@ -246,10 +241,10 @@ func (m *Machine) replyRestarted(r *row, from ident.InvocationID, newID, request
 	m.dropped++
 	src := r.inv.Source
 	if src.GetKind() == invocationpb.Source_RESTART_AS_NEW && bytes.Equal(src.InvocationId, from[:]) {
-		m.reply(requestID, &recordpb.Reply{NewInvocationId: newID})
+		m.out.reply(requestID, &recordpb.Reply{NewInvocationId: newID})
 		return
 	}
-	m.replyStatus(requestID, recordpb.Reply_BAD_RANGE)
+	m.out.replyStatus(requestID, recordpb.Reply_BAD_RANGE)
 }
 
 // restartable says whether an invocation can be restarted as a new one, and why not.

@@ -48,7 +48,7 @@ func (m *Machine) accept(d *recordpb.Dedup) (bool, error) {
 		return true, nil // idempotent by content
 	}
 	m.key = key
-	p, err := m.producers.of(m, key)
+	p, err := m.producers.of(&m.step, key)
 	if err != nil {
 		return false, err
 	}
@@ -63,13 +63,13 @@ func (m *Machine) accept(d *recordpb.Dedup) (bool, error) {
 	return true, nil
 }
 
-func (ps *producers) of(m *Machine, key []byte) (*producer, error) {
+func (ps *producers) of(s *step, key []byte) (*producer, error) {
 	if p := ps.known[string(key)]; p != nil {
 		return p, nil
 	}
 	p := &producer{key: string(key)}
 	var err error
-	if p.known, err = m.readCommitted(key, &p.last); err != nil {
+	if p.known, err = s.readCommitted(key, &p.last); err != nil {
 		return nil, err
 	}
 	if ps.known == nil {
@@ -79,11 +79,11 @@ func (ps *producers) of(m *Machine, key []byte) (*producer, error) {
 	return p, nil
 }
 
-func (ps *producers) flush(m *Machine) error {
+func (ps *producers) flush(s *step) error {
 	for _, p := range ps.dirty {
 		p.dirty = false
-		m.key = append(m.key[:0], p.key...)
-		if err := m.write(m.key, &p.last); err != nil {
+		s.key = append(s.key[:0], p.key...)
+		if err := s.write(s.key, &p.last); err != nil {
 			return err
 		}
 	}
@@ -130,9 +130,6 @@ func (m *Machine) send(c *recordpb.Command) error {
 	m.key = keyspace.AppendOutbox(m.key[:0], index)
 	return m.write(m.key, c)
 }
-
-// rangeDeleteFrom is how many rows are worth a range tombstone; fewer are deleted one by one.
-const rangeDeleteFrom = 64
 
 func (m *Machine) truncateOutbox(index uint64) error {
 	head, end := m.counters.OutboxHead, min(index, m.counters.OutboxNext-1)+1

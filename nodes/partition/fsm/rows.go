@@ -111,25 +111,3 @@ func (m *Machine) appendEntry(r *row, typ uint16, raw []byte) (uint32, error) {
 	m.touch(r)
 	return index, m.setEntry(&r.id, index, typ, raw)
 }
-
-// deletePrefix removes all rows with a prefix.
-func (m *Machine) deletePrefix(prefix []byte) error {
-	end := keyspace.PrefixEnd(nil, prefix)
-	var keys [][]byte
-	err := m.txn.Scan(prefix, end, func(key, _ []byte) (bool, error) {
-		keys = append(keys, append([]byte(nil), key...))
-		return len(keys) < rangeDeleteFrom, nil
-	})
-	if err != nil {
-		return err
-	}
-	if len(keys) == rangeDeleteFrom {
-		return m.txn.DeleteRange(prefix, end)
-	}
-	for _, k := range keys {
-		if err := m.txn.Delete(k); err != nil {
-			return err
-		}
-	}
-	return nil
-}

@@ -92,7 +92,7 @@ func (m *Machine) clearState(o *keyspace.Object) error {
 
 // patchState replaces the state of an object, in its turn: behind what holds the object and what waits for it.
 func (m *Machine) patchState(x *recordpb.PatchState, requestID []byte) error {
-	m.replyStatus(requestID, recordpb.Reply_ACCEPTED)
+	m.out.replyStatus(requestID, recordpb.Reply_ACCEPTED)
 	if len(x.Service) > math.MaxUint16 {
 		m.dropped++
 		return nil
