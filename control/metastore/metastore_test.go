@@ -21,12 +21,7 @@ import (
 	"perdure/control/metadata/metadatatest"
 )
 
-// raft leaves the goroutines of a hand-over alone when the target does not answer, until the transport's time-out.
-func TestMain(m *testing.M) {
-	goleak.VerifyTestMain(m,
-		goleak.IgnoreTopFunction("github.com/hashicorp/raft.(*InmemTransport).makeRPC"),
-		goleak.IgnoreTopFunction("github.com/hashicorp/raft.(*Raft).leaderLoop.func2"))
-}
+func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
 // patience bounds every wait of the tests.
 const patience = 20 * time.Second
