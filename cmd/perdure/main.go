@@ -89,8 +89,8 @@ func (a *app) root() *cobra.Command {
 	root := &cobra.Command{
 		Use:   "perdure",
 		Short: "Durable execution for services written with the Restate SDKs",
-		Long: `Perdure records each step of your services in a replicated log before it is acted on, so that
-an invocation survives crashes of the service, of the server and of machines.
+		Long: `Perdure records each step of your services in a log before it is acted on, so that an invocation
+survives crashes of the service, of the server and of the machine.
 
   perdure server                                      start a node that this machine can reach
   perdure deployments register http://localhost:9080  tell it where your services are

@@ -33,7 +33,7 @@ func main() {
 	d := &demo{out: os.Stdout, patience: time.Minute}
 	flag.StringVar(&d.server, "server", "bin/perdure", "the server's `program`")
 	flag.StringVar(&d.example, "example", "bin/example", "the example services' `program`")
-	flag.StringVar(&d.data, "data", "perdure-data", "`directory` for the server's data")
+	flag.StringVar(&d.data, "data", "perdure-demo", "`directory` for the server's data; not the default of perdure server, which is the user's")
 	flag.StringVar(&d.ingress, "ingress", "127.0.0.1:8080", "`host:port` for callers")
 	flag.StringVar(&d.admin, "admin", "127.0.0.1:9070", "`host:port` for operators")
 	flag.StringVar(&d.node, "node", "127.0.0.1:5122", "`host:port` of the node port")
