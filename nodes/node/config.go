@@ -223,8 +223,8 @@ type Bifrost struct {
 	// RecordCache is the memory for records that were just appended, so that this node's readers need not fetch them.
 	// Default: 250 MiB, taken only as needed. Too low: each record is read back from the log server's store.
 	RecordCache Bytes `key:"record-cache-memory-size"`
-	// RecordSizeLimit bounds one record. Default: 32 MiB. Settings that decide how large a record gets are
-	// refused above it.
+	// RecordSizeLimit bounds the settings that decide how large a record gets: they are refused above it. Default: 32 MiB.
+	// Records themselves are not measured again.
 	RecordSizeLimit Bytes `key:"record-size-limit"`
 }
 
@@ -233,8 +233,8 @@ type Worker struct {
 	// TimersInMemory bounds the timers of one partition that are held in memory; the others stay in the store until their
 	// time is near. Default: 1024.
 	TimersInMemory *int `key:"num-timers-in-memory-limit"`
-	// CleanupInterval is how often expired results, journals and workflows are removed. Default: 1h. Too low: work for
-	// nothing. Too high: they take disk space for as much longer.
+	// CleanupInterval is how often expired results, journals and workflows are removed. Default: 1h, but more than 10s
+	// means 10s: looking for them costs little here. Too low: work for nothing.
 	CleanupInterval time.Duration `key:"cleanup-interval"`
 	// MaxCommandBatchSize bounds the records that are applied as one batch. Default: 32. Too low: the cost of a store
 	// commit is paid per record. Too high: the first of a batch waits for the last.
