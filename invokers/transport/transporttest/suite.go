@@ -393,14 +393,35 @@ func (s *suite) contextCanceled() {
 	}
 }
 
+// expiring is a context whose deadline passes when the test says so.
+type expiring struct {
+	context.Context
+	passed chan struct{}
+}
+
+func (e expiring) Done() <-chan struct{} { return e.passed }
+
+func (e expiring) Err() error {
+	select {
+	case <-e.passed:
+		return context.DeadlineExceeded
+	default:
+		return nil
+	}
+}
+
 func (s *suite) deadline() {
-	s.hang()
-	ctx, cancel := context.WithTimeout(s.ctx, 50*time.Millisecond)
-	defer cancel()
+	came := s.hang()
+	ctx := expiring{context.WithoutCancel(s.ctx), make(chan struct{})}
 	st := s.open(ctx, "/invoke/S/h")
 	s.send(st, []byte("b"))
-	_, err := st.Response()
-	s.wantKind(err, transport.Timeout)
+	failed := background(s, func() error {
+		_, err := st.Response()
+		return err
+	})
+	wait(s, came, "request")
+	close(ctx.passed)
+	s.wantKind(wait(s, failed, "end of the wait"), transport.Timeout)
 }
 
 func (s *suite) openCanceled() {
