@@ -1,14 +1,16 @@
 package lambdaemu
 
 import (
-	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
 	"net/http"
+	"net/http/httptest"
 	"os"
+	"path/filepath"
+	"strconv"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -42,12 +44,12 @@ type order struct {
 	Do    string
 	Bytes int
 	For   time.Duration
+	URL   string // of what answers when the function may go on
 }
 
 // reply is what the function says of itself.
 type reply struct {
 	Pid, Calls int
-	Ticks      int64 // of a background goroutine, since the start
 	Version    string
 	Filler     string
 }
@@ -63,10 +65,8 @@ func runFunction(mode string) {
 		}
 		os.Exit(1)
 	}
-	var ticks atomic.Int64
-	go func() {
+	go func() { // the background work
 		for range time.Tick(time.Millisecond) {
-			ticks.Add(1)
 		}
 	}()
 	calls := 0
@@ -81,8 +81,14 @@ func runFunction(mode string) {
 			panic("it panicked")
 		case "wait":
 			<-time.After(o.For)
+		case "ask":
+			resp, err := http.Get(o.URL)
+			if err != nil {
+				return reply{}, err
+			}
+			resp.Body.Close()
 		}
-		return reply{Pid: os.Getpid(), Calls: calls, Ticks: ticks.Load(), Version: os.Getenv("AWS_LAMBDA_FUNCTION_VERSION"), Filler: strings.Repeat("x", o.Bytes)}, nil
+		return reply{Pid: os.Getpid(), Calls: calls, Version: os.Getenv("AWS_LAMBDA_FUNCTION_VERSION"), Filler: strings.Repeat("x", o.Bytes)}, nil
 	})
 }
 
@@ -180,20 +186,12 @@ func TestWarmAndFrozen(t *testing.T) {
 		if first.err != nil || first.Calls != 1 || first.Version != "1" {
 			t.Fatalf("got %+v", first)
 		}
-		state := func() string {
-			b, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", first.Pid))
-			if err != nil {
-				t.Fatal(err)
+		if thawed {
+			if frozen(t, first.Pid) {
+				t.Error("the process is stopped in spite of NoFreeze")
 			}
-			return strings.Fields(string(b[bytes.LastIndexByte(b, ')')+1:]))[0]
-		}
-		// The signal takes effect a moment after it was sent.
-		deadline := time.Now().Add(5 * time.Second)
-		for !thawed && state() != "T" && time.Now().Before(deadline) {
-			<-time.After(time.Millisecond)
-		}
-		if s := state(); (s == "T") == thawed {
-			t.Errorf("the process is in state %s, NoFreeze is %v", s, thawed)
+		} else {
+			awaitFrozen(t, first.Pid)
 		}
 		second := call(t, c, testARN+":1", order{})
 		if second.Pid != first.Pid || second.Calls != 2 {
@@ -212,16 +210,85 @@ func TestWarmAndFrozen(t *testing.T) {
 	}
 }
 
-// TestNoTimePassesFrozen: a frozen process's background work stands still however long the pause is.
+// threads gives what the kernel says about each thread of a process in one of its files.
+func threads(t *testing.T, pid int, file string) (all []string) {
+	t.Helper()
+	names, err := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/%s", pid, file))
+	if err != nil || len(names) == 0 {
+		t.Fatal(names, err)
+	}
+	for _, name := range names {
+		b, err := os.ReadFile(name)
+		if err != nil {
+			t.Fatal(err)
+		}
+		all = append(all, string(b))
+	}
+	return all
+}
+
+// frozen says whether all threads of a process are stopped.
+func frozen(t *testing.T, pid int) bool {
+	t.Helper()
+	for _, stat := range threads(t, pid, "stat") {
+		if !strings.HasPrefix(stat[strings.LastIndexByte(stat, ')')+1:], " T") {
+			return false
+		}
+	}
+	return true
+}
+
+// awaitFrozen waits until a process is stopped: the signal takes effect a moment after it was sent.
+func awaitFrozen(t *testing.T, pid int) {
+	t.Helper()
+	for deadline := time.Now().Add(time.Minute); !frozen(t, pid); <-time.After(time.Millisecond) {
+		if time.Now().After(deadline) {
+			t.Fatal("the process is not stopped within a minute")
+		}
+	}
+}
+
+// switches counts how often the threads of a process gave a processor back.
+func switches(t *testing.T, pid int) (n int) {
+	t.Helper()
+	for _, status := range threads(t, pid, "status") {
+		for line := range strings.Lines(status) {
+			if what, count, _ := strings.Cut(line, ":"); strings.HasSuffix(what, "ctxt_switches") {
+				c, err := strconv.Atoi(strings.TrimSpace(count))
+				if err != nil {
+					t.Fatal(err)
+				}
+				n += c
+			}
+		}
+	}
+	return n
+}
+
+// TestNoTimePassesFrozen: a frozen process's background work stands still however long the pause is; that of another goes on.
 func TestNoTimePassesFrozen(t *testing.T) {
-	e := newEmulator(t, Config{}, Function{})
-	c := client(t, e, good)
-	first := call(t, c, testARN+":1", order{})
-	pause := time.NewTimer(300 * time.Millisecond)
-	<-pause.C
-	second := call(t, c, testARN+":1", order{})
-	if d := second.Ticks - first.Ticks; second.Pid != first.Pid || d > 150 {
-		t.Errorf("a background goroutine ran %d times during a pause of 300 ms", d)
+	for _, thawed := range []bool{false, true} {
+		e := newEmulator(t, Config{}, Function{NoFreeze: thawed})
+		c := client(t, e, good)
+		first := call(t, c, testARN+":1", order{})
+		if !thawed {
+			awaitFrozen(t, first.Pid)
+		}
+		before := switches(t, first.Pid)
+		<-time.After(300 * time.Millisecond)
+		if !thawed {
+			if n := switches(t, first.Pid) - before; n != 0 {
+				t.Errorf("threads of the process ran %d times during a pause of 300 ms", n)
+			}
+		}
+		for deadline := time.Now().Add(time.Minute); thawed && switches(t, first.Pid) == before; <-time.After(time.Millisecond) {
+			if time.Now().After(deadline) {
+				t.Fatal("the process does not work in the background although it is not frozen")
+			}
+		}
+		if second := call(t, c, testARN+":1", order{}); second.Pid != first.Pid {
+			t.Errorf("got %+v after %+v, want the same process", second, first)
+		}
 	}
 }
 
@@ -273,25 +340,28 @@ func TestFailedStarts(t *testing.T) {
 
 // TestThrottling: above the limit calls are refused at once, and other processes do not start.
 func TestThrottling(t *testing.T) {
-	began := make(chan struct{}, 10)
-	e := newEmulator(t, Config{}, Function{Concurrency: 2})
+	began, over := make(chan struct{}, 10), make(chan struct{})
+	gate := httptest.NewServer(http.HandlerFunc(func(http.ResponseWriter, *http.Request) { <-over }))
+	defer gate.Close()
+	e := newEmulator(t, Config{}, Function{Concurrency: 2, Timeout: time.Minute})
 	e.SetFault(func(Call) Fault { began <- struct{}{}; return Fault{} })
 	c := client(t, e, good)
 	var wg sync.WaitGroup
 	for range 2 {
 		wg.Go(func() {
-			if got := call(t, c, testARN+":1", order{Do: "wait", For: time.Second}); got.err != nil {
-				t.Error(got.err)
+			if got := call(t, c, testARN+":1", order{Do: "ask", URL: gate.URL}); got.err != nil || got.functionError != "" {
+				t.Error(got.err, got.payload)
 			}
 		})
 	}
 	<-began
 	<-began
-	deadline := time.Now().Add(10 * time.Second)
+	deadline := time.Now().Add(time.Minute)
 	for e.Stats(testARN).Running < 2 && time.Now().Before(deadline) {
 		<-time.After(time.Millisecond)
 	}
 	got := call(t, c, testARN+":1", order{})
+	close(over)
 	var throttled *types.TooManyRequestsException
 	if !errors.As(got.err, &throttled) {
 		t.Errorf("got %+v", got)
@@ -553,7 +623,7 @@ func TestClose(t *testing.T) {
 			t.Errorf("got %+v", got)
 		}
 	})
-	deadline := time.Now().Add(10 * time.Second)
+	deadline := time.Now().Add(time.Minute)
 	for e.Stats(testARN).Calls < 2 && time.Now().Before(deadline) {
 		<-time.After(time.Millisecond)
 	}
