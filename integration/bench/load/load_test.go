@@ -104,7 +104,7 @@ func start(t *testing.T, f *fake) string {
 func drive(t *testing.T, f *fake, workload string, mod func(*Config)) (*Result, error) {
 	addr := start(t, f)
 	inst := All[workload].Make(Params{Keys: 10, RunID: "t", Base: 1})
-	cfg := Config{Addrs: []string{addr}, Conns: 4, Duration: 5 * time.Second, MaxOps: 400, Gen: inst.Gen, Check: inst.Check, Timeout: 2 * time.Second}
+	cfg := Config{Addrs: []string{addr}, Conns: 4, Duration: time.Minute, MaxOps: 400, Gen: inst.Gen, Check: inst.Check, Timeout: 30 * time.Second}
 	if mod != nil {
 		mod(&cfg)
 	}
@@ -147,7 +147,7 @@ func TestWrongEchoIsAnError(t *testing.T) {
 }
 
 func TestRetriesWithIdempotencyKeysAreExact(t *testing.T) {
-	retry := func(c *Config) { c.Retry, c.RetryFor = true, 5*time.Second }
+	retry := func(c *Config) { c.Retry, c.RetryFor = true, time.Minute }
 	r, err := drive(t, &fake{fail: 10}, "counter-idem", retry)
 	if err != nil || r.Errors != 0 || r.Retries == 0 {
 		t.Errorf("%v, %d errors, %d retries", err, r.Errors, r.Retries)
