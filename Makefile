@@ -22,14 +22,15 @@ MUTANT    ?= 90s
 HOURS     ?= 1000
 FLIPS     ?= 3
 CHAOS     ?= 2m
+SDKS      ?= all
 BENCHFLAGS ?=
 TESTFLAGS ?=
 RUNFLAGS  ?=
 
-.PHONY: help run build test format lint vuln bench generate generate-check sim mutants sim-long seeds chaos disk fuzz
+.PHONY: help run build test format lint vuln bench generate generate-check sim mutants sim-long seeds e2e-sdks chaos disk fuzz
 
 help: ## list the targets
-	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 18
+	@grep -E '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 18
 
 run: build ## start a node and the example services, register and invoke them, until Ctrl-C
 	@$(GO) build -o bin/example ./integration/example
@@ -87,6 +88,9 @@ sim-long: ## a thousand simulated hours
 
 seeds: ## many seeds through the random tests of the packages: make seeds SEEDS=10000
 	PERDURE_SEEDS=$(SEEDS) $(GO) test -count=1 -timeout 60m -run Simulation $(TESTFLAGS) ./control/... ./invokers/... ./nodes/...
+
+e2e-sdks: ## services written with the Python, Rust and Java SDKs, as far as their tools are here: make e2e-sdks SDKS=rust
+	PERDURE_SDKS=$(SDKS) $(GO) test -count=1 -timeout 60m -v $(TESTFLAGS) ./integration/e2e/sdks
 
 chaos: ## kill -9 under load: make chaos CHAOS=10m
 	$(GO) test -count=1 -timeout 15m -v $(TESTFLAGS) ./integration/chaos -chaos.for=$(CHAOS)
