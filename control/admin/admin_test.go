@@ -334,6 +334,7 @@ func TestRegisterRefuses(t *testing.T) {
 		{`{` + uri + `,"auth":{"GoogleIdToken":{}}}`, "", 400, message("", "The request field 'auth' is invalid. Reason: this server cannot obtain identity tokens, put an authorization header into additional_headers")},
 		{`{` + uri + `,"additional_headers":{"a b":"c"}}`, "", 400, message("", "The request field 'additional_headers' is invalid. Reason: a header cannot have the name 'a b'")},
 		{`{` + uri + `,"additional_headers":{"a":"c\r\nd: e"}}`, "", 400, message("", "The request field 'additional_headers' is invalid. Reason: the value of the header 'a' has characters that a header cannot have")},
+		{`{` + uri + `,"additional_headers":{"Connection":"close"}}`, "", 400, message("", "The request field 'additional_headers' is invalid. Reason: the header 'Connection' is about a connection or about how a body is sent over it, which the server decides itself; a service would refuse the request, or misread it")},
 	} {
 		f := setup(t, nil)
 		var headers []string

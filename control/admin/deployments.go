@@ -7,8 +7,6 @@ import (
 	"net/http"
 	"strings"
 
-	"golang.org/x/net/http/httpguts"
-
 	"perdure/control/ident"
 	"perdure/control/schema"
 )
@@ -117,11 +115,8 @@ func additionalHeaders(in map[string]string) (map[string]string, error) {
 	}
 	out := make(map[string]string, len(in))
 	for name, value := range in {
-		if !httpguts.ValidHeaderFieldName(name) {
-			return nil, badField("additional_headers", errors.New("a header cannot have the name '"+name+"'"))
-		}
-		if !httpguts.ValidHeaderFieldValue(value) {
-			return nil, badField("additional_headers", errors.New("the value of the header '"+name+"' has characters that a header cannot have"))
+		if err := schema.CheckHeader(name, value); err != nil {
+			return nil, badField("additional_headers", err)
 		}
 		out[strings.ToLower(name)] = value
 	}

@@ -5,6 +5,8 @@ import (
 	"net/url"
 	"strconv"
 	"strings"
+
+	"golang.org/x/net/http/httpguts"
 )
 
 // ErrNotURI is returned by NormalizeURI for text that no URI can be.
@@ -120,4 +122,27 @@ func (s *Schema) Find(addr Address, headers map[string]string, routing []string)
 		}
 	}
 	return nil
+}
+
+// CheckHeader says why a header cannot be one of those that go with each request to a deployment. Header names are compared
+// without case. The error does not contain the value, which may be a secret.
+func CheckHeader(name, value string) error {
+	lower := strings.ToLower(name)
+	switch {
+	case !httpguts.ValidHeaderFieldName(name):
+		return errors.New("a header cannot have the name '" + name + "'")
+	case !httpguts.ValidHeaderFieldValue(value):
+		return errors.New("the value of the header '" + name + "' has characters that a header cannot have")
+	case lower == "te" && strings.EqualFold(value, "trailers"): // the only one that HTTP/2 allows
+		return nil
+	case ofConnection[lower]:
+		return errors.New("the header '" + name + "' is about a connection or about how a body is sent over it, which the server decides itself; a service would refuse the request, or misread it")
+	}
+	return nil
+}
+
+// ofConnection are the headers that HTTP/2 forbids, and content-length, which can only be wrong: bodies differ.
+var ofConnection = map[string]bool{
+	"connection": true, "content-length": true, "http2-settings": true, "keep-alive": true, "proxy-connection": true,
+	"te": true, "transfer-encoding": true, "upgrade": true,
 }

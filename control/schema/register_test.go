@@ -429,6 +429,26 @@ func TestNormalizeURI(t *testing.T) {
 	}
 }
 
+// What would make a request malformed, or end or change the connection that others share, is no header of a deployment.
+func TestCheckHeader(t *testing.T) {
+	for _, c := range []struct{ name, value, want string }{
+		{"X-A", "b", ""}, {"authorization", "Bearer x", ""}, {"host", "other.example", ""}, {"TE", "trailers", ""}, {"x-a", "", ""},
+		{"a b", "c", "a header cannot have the name 'a b'"}, {"", "c", "the name ''"}, {":path", "/", "the name ':path'"},
+		{"a", "secret\r\nd: e", "the value of the header 'a' has characters"},
+		{"connection", "close", "the header 'connection' is about a connection"}, {"Keep-Alive", "5", "'Keep-Alive'"},
+		{"Transfer-Encoding", "chunked", "'Transfer-Encoding'"}, {"content-length", "3", "'content-length'"}, {"te", "gzip", "'te'"},
+		{"upgrade", "websocket", "'upgrade'"}, {"proxy-connection", "close", "'proxy-connection'"}, {"HTTP2-Settings", "x", "'HTTP2-Settings'"},
+	} {
+		err := CheckHeader(c.name, c.value)
+		if c.want == "" && err != nil || c.want != "" && (err == nil || !strings.Contains(err.Error(), c.want)) {
+			t.Errorf("%s: %v, want %q", c.name, err, c.want)
+		}
+		if err != nil && strings.Contains(err.Error(), "secret") {
+			t.Errorf("%s: the value is in the error: %v", c.name, err)
+		}
+	}
+}
+
 func TestCheckARN(t *testing.T) {
 	for _, c := range []struct{ in, want string }{
 		{"arn:aws:lambda:us-east-1:123:function:f:1", ""}, {"arn:aws-cn:lambda:r:1:function:f:$LATEST", ""},
