@@ -217,3 +217,42 @@ func echo(ctx context.Context, c *Client, ep transport.Endpoint, body []byte, r 
 		}
 	}
 }
+
+// TestHostOfAnother: a header host goes out in place of the address's own and not beside it, where HTTP/1.1 and HTTP/2 forbid it.
+func TestHostOfAnother(t *testing.T) {
+	type seen struct {
+		host string
+		also []string
+	}
+	requests := make(chan seen, 1)
+	url := serveClear(t, http.HandlerFunc(func(_ http.ResponseWriter, r *http.Request) { requests <- seen{r.Host, r.Header["Host"]} }))
+	for _, http11 := range []bool{true, false} {
+		c := newClient(t, nil)
+		for _, host := range []string{"", "other.example:1"} {
+			ep, req := parse(t, url, http11), transport.Request{Method: "GET", Path: "/discover", Header: []transport.Field{{Name: "a", Value: "b"}}}
+			want := ep.Authority
+			if host != "" {
+				want, req.Header = host, append(req.Header, transport.Field{Name: "host", Value: host})
+			}
+			s, err := c.Open(t.Context(), ep, req)
+			if err == nil {
+				err = s.CloseWrite()
+			}
+			var resp transport.Response
+			if err == nil {
+				resp, err = s.Response()
+			}
+			if err != nil {
+				t.Fatalf("HTTP/1.1 %v, host %q: %v", http11, host, err)
+			}
+			s.Cancel()
+			if resp.Status != http.StatusOK {
+				t.Errorf("HTTP/1.1 %v, host %q: status %d", http11, host, resp.Status)
+				continue
+			}
+			if got := <-requests; got.host != want || len(got.also) != 0 {
+				t.Errorf("HTTP/1.1 %v: arrived for %q and %q, want %q", http11, got.host, got.also, want)
+			}
+		}
+	}
+}

@@ -85,14 +85,18 @@ func (h *http1) open(ctx context.Context, ep transport.Endpoint, req transport.R
 }
 
 func newRequest(ep transport.Endpoint, req transport.Request) *http.Request {
-	header := http.Header{"User-Agent": {""}} // send none
+	header, host := http.Header{"User-Agent": {""}}, ep.Authority // send no User-Agent
 	for _, f := range req.Header {
+		if f.Name == "host" {
+			host = f.Value
+			continue
+		}
 		header[f.Name] = append(header[f.Name], f.Value)
 	}
 	return &http.Request{
 		Method:     req.Method,
 		URL:        &url.URL{Scheme: ep.Scheme, Host: ep.Authority, Opaque: ep.Prefix + req.Path, RawQuery: ep.Query},
-		Host:       ep.Authority,
+		Host:       host,
 		Header:     header,
 		Proto:      transport.HTTP11,
 		ProtoMajor: 1,

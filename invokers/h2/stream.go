@@ -242,11 +242,18 @@ func (s *stream) queueHeaderLocked(end bool) {
 	c.mu.out = appendFrameHeader(c.mu.out, 0, http2.FrameHeaders, flags, s.id)
 	s.encodeLocked(":method", s.req.Method, false)
 	s.encodeLocked(":scheme", s.ep.Scheme, false)
-	s.encodeLocked(":authority", s.ep.Authority, false)
+	authority := s.ep.Authority
+	for i := range s.req.Header {
+		if f := &s.req.Header[i]; f.Name == "host" {
+			authority = f.Value
+		}
+	}
+	s.encodeLocked(":authority", authority, false)
 	s.encodeLocked(":path", s.ep.Target(s.req.Path), false)
 	for i := range s.req.Header {
-		f := &s.req.Header[i]
-		s.encodeLocked(f.Name, f.Value, f.NoIndex)
+		if f := &s.req.Header[i]; f.Name != "host" {
+			s.encodeLocked(f.Name, f.Value, f.NoIndex)
+		}
 	}
 	s.req = transport.Request{} // it belongs to the caller again
 	n := len(c.mu.out) - start - frameHeaderLen

@@ -106,8 +106,8 @@ type Request struct {
 	// "/discover" or "/invoke/Greeter/greet". It is sent as it is, not escaped.
 	Path string
 	// Header holds the header fields in the order in which they are sent. Names are lower case; there is
-	// no host, content-length, transfer-encoding or connection field, and nothing is added by HTTP
-	// transports (no user agent, no accept-encoding).
+	// no content-length, transfer-encoding or connection field, and nothing is added by HTTP
+	// transports (no user agent, no accept-encoding). A field host is sent in place of the endpoint's authority.
 	Header []Field
 }
 
