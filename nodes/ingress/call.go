@@ -62,7 +62,9 @@ func (q *request) invoke() error {
 	if err := h.CheckInput(contentType, present, len(body) == 0); err != nil {
 		return err
 	}
-	q.fill(h, c, body)
+	if err := q.fill(h, c, body); err != nil {
+		return err
+	}
 	defer q.span.End()
 	reply, err := q.do(c.id.PartitionKey(), &c.req, c.idempotent)
 	if err != nil {
@@ -111,8 +113,12 @@ func (q *request) options(h *schema.Handler, c *invocation) error {
 	return nil
 }
 
-// fill makes the request: ids, target, headers, retentions.
-func (q *request) fill(h *schema.Handler, c *invocation, body []byte) {
+// fill makes the request: ids, target, headers, retentions. The error says which header cannot be forwarded.
+func (q *request) fill(h *schema.Handler, c *invocation, body []byte) error {
+	headers, err := q.headers()
+	if err != nil {
+		return err
+	}
 	q.i.rand(c.rnd[:])
 	var u ulid.ULID
 	_ = u.SetTime(uint64(q.start.UnixMilli())) // fails in the year 10889
@@ -136,7 +142,7 @@ func (q *request) fill(h *schema.Handler, c *invocation, body []byte) {
 	c.source.Kind = invocationpb.Source_INGRESS
 	inv := &c.inv
 	inv.Id, inv.Target, inv.Source = c.id[:], &c.target, &c.source
-	inv.Argument, inv.Headers = body, q.headers()
+	inv.Argument, inv.Headers = body, headers
 	inv.RequestId = c.rnd[:16:16]
 	inv.CompletionRetentionMs = uint64(retention.Completion.Milliseconds())
 	inv.JournalRetentionMs = uint64(retention.Journal.Milliseconds())
@@ -145,6 +151,7 @@ func (q *request) fill(h *schema.Handler, c *invocation, body []byte) {
 	c.invoke.Invocation, c.invoke.WaitOutput = inv, q.rt.kind == routeCall
 	c.kind.Invoke = &c.invoke
 	c.req.Id, c.req.Kind = inv.RequestId, &c.kind
+	return nil
 }
 
 // trace begins the request's span, which the invocation gets as its parent. Without tracing it gets what the client sent.
@@ -160,8 +167,8 @@ func (q *request) trace(c *invocation) {
 }
 
 // headers are those that the handler sees: the path first, then what the client sent, sorted, the first value of each. Headers
-// of the connection, the idempotency key and invalid text stay behind.
-func (q *request) headers() []*invocationpb.Header {
+// of the connection and the idempotency key stay behind. What is not UTF-8 is refused, because headers are strings to the SDKs.
+func (q *request) headers() ([]*invocationpb.Header, error) {
 	n := len(q.r.Header) + 1
 	values := make([]invocationpb.Header, n)
 	list := make([]*invocationpb.Header, 1, n)
@@ -173,15 +180,18 @@ func (q *request) headers() []*invocationpb.Header {
 	list[0] = &values[0]
 	for name, v := range q.r.Header {
 		key, forward := headerName(name)
-		if !forward || len(v) == 0 || !utf8.ValidString(v[0]) || len(list) == n {
+		if !forward || len(v) == 0 || len(list) == n {
 			continue
+		}
+		if !utf8.ValidString(v[0]) {
+			return nil, badHeader(key)
 		}
 		h := &values[len(list)]
 		h.Key, h.Value = key, v[0]
 		list = append(list, h)
 	}
 	slices.SortFunc(list[1:], func(a, b *invocationpb.Header) int { return cmp.Compare(a.Key, b.Key) })
-	return list
+	return list, nil
 }
 
 // headerNames are the lower-case forms of frequent headers, so that they need not be made for each request; "" means that the

@@ -59,6 +59,10 @@ func badPath(path string) error {
 	return &refusal{http.StatusBadRequest, "bad path: " + path}
 }
 
+func badHeader(name string) error {
+	return &refusal{http.StatusBadRequest, "bad header " + name + ": its value is not UTF-8"}
+}
+
 func badScope(why string) error {
 	return &refusal{http.StatusBadRequest, "bad scope value: " + why}
 }

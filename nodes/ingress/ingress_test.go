@@ -279,6 +279,8 @@ func TestRefusals(t *testing.T) {
 		{"GET", "/Svc/k/greet", "", nil, 400, callPath},
 		{"GET", "/Svc/greet/send/x", "", nil, 400, callPath},
 		{"GET", "/Obj/a%ffb/get", "", nil, 400, "bad path, cannot decode key: it is not UTF-8"},
+		{"POST", "/Svc/greet", `"x"`, []string{jsonType, "X-Name: caf\xe9"}, 400, "bad header x-name: its value is not UTF-8"},
+		{"POST", "/Svc/greet/send", `"x"`, []string{jsonType, "Tracestate: \xff"}, 400, "bad header tracestate: its value is not UTF-8"},
 		{"PUT", "/Svc/greet", `"x"`, []string{jsonType}, 405, "method not allowed"},
 		{"BREW", "/Svc/greet", "", nil, 405, "method not allowed"},
 		{"DELETE", "/restate/call/Svc/greet", "", nil, 405, "method not allowed"},
