@@ -140,7 +140,7 @@ type Dir struct {
 // Open creates the directory if it is missing, locks it, and reads its marker. In a directory without one it writes a
 // marker with a new identity from newID. It does not wait for a lock: ErrLocked names the process that holds it.
 func Open(path string, newID func() string) (*Dir, error) {
-	if err := makeDir(path); err != nil {
+	if err := makeDir(path, syncDir); err != nil {
 		return nil, fmt.Errorf("create data directory: %w", err)
 	}
 	lock, err := lockDirectory(path)
@@ -155,21 +155,26 @@ func Open(path string, newID func() string) (*Dir, error) {
 }
 
 // makeDir creates a directory and those above it that are missing, durably: everything that the node makes durable in it
-// would be gone with its name.
-func makeDir(path string) error {
+// would be gone with its name. sync is syncDir.
+func makeDir(path string, sync func(string) error) error {
+	parent := filepath.Dir(path)
 	if _, err := os.Stat(path); err == nil {
+		// A start that was killed before it had synced the parent may have made this one; then the ones above are durable.
+		// Where we may not read, or the file system has nothing to sync, we have not made anything.
+		if err := sync(parent); !errors.Is(err, fs.ErrPermission) && !errors.Is(err, syscall.EINVAL) {
+			return err
+		}
 		return nil
 	}
-	parent := filepath.Dir(path)
 	if parent != path {
-		if err := makeDir(parent); err != nil {
+		if err := makeDir(parent, sync); err != nil {
 			return err
 		}
 	}
 	if err := os.Mkdir(path, 0o700); err != nil && !errors.Is(err, fs.ErrExist) {
 		return err
 	}
-	return syncDir(parent)
+	return sync(parent)
 }
 
 func syncDir(path string) error {

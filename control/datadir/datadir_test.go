@@ -3,9 +3,12 @@ package datadir
 import (
 	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
+	"syscall"
 	"testing"
 
 	"perdure/control/cluster"
@@ -72,6 +75,43 @@ func TestMissingDirectoriesAreMade(t *testing.T) {
 	}
 	if _, err := Open(filepath.Join(file, "below"), newID()); err == nil {
 		t.Error("a directory below a file was made")
+	}
+}
+
+// A start that is killed between making a directory and the fsync of its parent leaves the directory to a start that finds it
+// there. Its name has to become durable then.
+func TestDirectoryOfAnInterruptedStart(t *testing.T) {
+	base := t.TempDir()
+	path := filepath.Join(base, "a", "b")
+	killed := errors.New("killed")
+	for _, last := range []string{base, filepath.Join(base, "a")} { // the parent whose fsync does not happen
+		if err := makeDir(path, func(dir string) error {
+			if dir == last {
+				return killed
+			}
+			return nil
+		}); !errors.Is(err, killed) {
+			t.Fatal(err)
+		}
+		var synced []string
+		if err := makeDir(path, func(dir string) error { synced = append(synced, dir); return nil }); err != nil || !slices.Contains(synced, last) {
+			t.Errorf("the next start synced %q, %v; want %s among them", synced, err, last)
+		}
+		if err := os.Remove(path); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
+// A directory that was given to the server may be below one that it must not read; that is not an error.
+func TestParentOfAnother(t *testing.T) {
+	for _, refusal := range []error{fs.ErrPermission, syscall.EINVAL} {
+		if err := makeDir(t.TempDir(), func(string) error { return &fs.PathError{Op: "sync", Err: refusal} }); err != nil {
+			t.Errorf("parent with %v: %v", refusal, err)
+		}
+	}
+	if err := makeDir(t.TempDir(), func(string) error { return syscall.EIO }); !errors.Is(err, syscall.EIO) {
+		t.Errorf("failed fsync: %v", err)
 	}
 }
 

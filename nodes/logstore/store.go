@@ -209,10 +209,11 @@ func (s *Store) openDB() error {
 // makeDir creates a directory and those above it, durably: without the fsync of the parent, a whole
 // new store would be gone after a power cut.
 func makeDir(fs vfs.FS, dir string) error {
-	if _, err := fs.Stat(dir); err == nil {
-		return nil
-	}
 	parent := fs.PathDir(dir)
+	if _, err := fs.Stat(dir); err == nil {
+		// A start that was killed before it had synced the parent may have made this one; those above are durable then.
+		return syncDir(fs, parent)
+	}
 	if parent != dir {
 		if err := makeDir(fs, parent); err != nil {
 			return err

@@ -706,6 +706,19 @@ func TestFullDiskEndsTheHandle(t *testing.T) {
 	}
 }
 
+// TestDirectoryOfAnInterruptedStart: a process that was killed before it had synced the parent of the directory that it made
+// leaves a directory which is gone after a power cut, with all that later ones write into it.
+func TestDirectoryOfAnInterruptedStart(t *testing.T) {
+	mem := vfs.NewCrashableMem()
+	if err := mem.MkdirAll("log", 0o700); err != nil {
+		t.Fatal(err)
+	}
+	store(t, open(t, mem, nil), 5, 1, 10)
+	if m := load(t, open(t, mem.CrashClone(vfs.CrashCloneCfg{}), nil), 5); m.LocalTail != 11 {
+		t.Errorf("after a power cut %+v, want 10 records", m)
+	}
+}
+
 // TestOpenOnAFullDisk: what the write-ahead log has does not fit into tables. Opening must fail, not wait for room.
 func TestOpenOnAFullDisk(t *testing.T) {
 	mem := vfs.NewCrashableMem()
