@@ -214,6 +214,7 @@ type Admin struct {
 	zstd     zstdOnce
 
 	inflight atomic.Int64
+	checkups atomic.Int64 // under way
 }
 
 // New makes the API. The error says what is wrong with the configuration.

@@ -66,9 +66,17 @@ type Link struct {
 	Text   string `json:"text,omitempty"`
 }
 
+// maxCheckups is how many checkups may be under way: each reads all invocations.
+const maxCheckups = 2
+
 func (c *call) checkup() error {
 	if c.a.deps.Doctor == nil {
 		return notSupported("the doctor", "")
+	}
+	defer c.a.checkups.Add(-1)
+	if c.a.checkups.Add(1) > maxCheckups {
+		c.w.Header().Set("Retry-After", "5")
+		return errCheckups
 	}
 	ctx, cancel := c.ctx()
 	defer cancel()

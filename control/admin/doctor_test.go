@@ -58,3 +58,45 @@ func TestDoctor(t *testing.T) {
 		}
 	}
 }
+
+// waitingDoctor tells that a checkup has begun, and goes on when it is let.
+type waitingDoctor struct {
+	Doctor
+	begun chan struct{}
+	let   chan struct{}
+}
+
+func (d *waitingDoctor) Checkup(ctx context.Context) (*Checkup, error) {
+	d.begun <- struct{}{}
+	<-d.let
+	return &Checkup{Healthy: true}, ctx.Err()
+}
+
+// TestCheckupsAreFew: each reads all invocations, so that many at a time would take the disk and the processors from them.
+func TestCheckupsAreFew(t *testing.T) {
+	f := setup(t, nil)
+	d := &waitingDoctor{begun: make(chan struct{}), let: make(chan struct{})}
+	f.a.deps.Doctor = d
+	codes := make(chan int, maxCheckups)
+	ask := func() { codes <- f.request(http.MethodGet, "/perdure/doctor", "").Code }
+	for range maxCheckups {
+		go ask()
+		<-d.begun
+	}
+	w := f.request(http.MethodGet, "/perdure/doctor", "")
+	f.expect(w, http.StatusTooManyRequests, `{"message":"2 checkups are under way, and each reads all invocations","restate_code":null}`)
+	if w.Header().Get("Retry-After") == "" {
+		t.Error("there is no Retry-After")
+	}
+	close(d.let)
+	for range maxCheckups {
+		if code := <-codes; code != http.StatusOK {
+			t.Errorf("a checkup ended with %d, want 200", code)
+		}
+	}
+	go ask()
+	<-d.begun
+	if code := <-codes; code != http.StatusOK {
+		t.Errorf("a checkup after the others: %d, want 200", code)
+	}
+}

@@ -86,6 +86,7 @@ var (
 	errPut          = &apiError{status: http.StatusMethodNotAllowed, message: "PUT deployment is deprecated, use PATCH instead"}
 	errUpdateLambda = &apiError{status: http.StatusBadRequest, message: "cannot update the deployment, as the deployment type is http while the update options are for type lambda"}
 	errUpdateHTTP   = &apiError{status: http.StatusBadRequest, message: "cannot update the deployment, as the deployment type is lambda while the update options are for type http"}
+	errCheckups     = &apiError{status: http.StatusTooManyRequests, message: fmt.Sprintf("%d checkups are under way, and each reads all invocations", maxCheckups)}
 	errAuth         = &apiError{status: http.StatusBadRequest, message: "The request field 'auth' is invalid. Reason: this server cannot obtain identity tokens, put an authorization header into additional_headers"}
 )
 
