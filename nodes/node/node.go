@@ -346,7 +346,7 @@ func (s *services) discoverer(log *slog.Logger) (*discovery.Client, error) {
 func (n *Node) startWorker(m *membership, b *bifrost.Bifrost, pool *invokers.Pool) *worker.Worker {
 	wc := &n.cfg.Worker
 	cache := store.NewCache(int64(wc.Storage.BlockCache), m.table.Len(), uint64(wc.Storage.Memtable))
-	files := pebble.NewFileCache(max(4, runtime.GOMAXPROCS(0)), 1000)
+	files := pebble.NewFileCache(max(4, runtime.GOMAXPROCS(0)), min(maxTables, spareFiles(m.table.Len())/tablesShare))
 	n.onStop("store caches", func(context.Context) error {
 		cache.Unref()
 		files.Unref()
@@ -404,9 +404,10 @@ func (n *Node) serveAll(m *membership, schemas *registry.Registry, s *services, 
 	if err != nil {
 		return err
 	}
-	n.serve("node port", n.listeners.fabric, n.nodeServer(), nil)
-	n.serve("admin API", n.listeners.admin, admin, nil)
-	n.serve("ingress", n.listeners.ingress, in.Server(), in.Drain)
+	files := spareFiles(m.table.Len())
+	n.serve("node port", files/privateShare, n.listeners.fabric, n.nodeServer(), nil)
+	n.serve("admin API", files/privateShare, n.listeners.admin, admin, nil)
+	n.serve("ingress", files/ingressShare, n.listeners.ingress, in.Server(), in.Drain)
 	return nil
 }
 

@@ -13,10 +13,12 @@ import (
 	"time"
 )
 
-// serve runs an HTTP server until the node stops. drain, if any, is called when no more requests are accepted and before those
+// serve runs an HTTP server with so many connections until the node stops. drain, if any, is called when no more requests are accepted and before those
 // under way are waited for.
-func (n *Node) serve(what string, ln net.Listener, srv *http.Server, drain func()) {
-	srv.ErrorLog = log.New(serverLog{n.log.With("server", what)}, "", 0)
+func (n *Node) serve(what string, connections int, ln net.Listener, srv *http.Server, drain func()) {
+	l := n.log.With("server", what)
+	srv.ErrorLog = log.New(serverLog{l}, "", 0)
+	ln = bound(ln, max(1, connections), l)
 	var wg sync.WaitGroup
 	wg.Go(func() {
 		if err := srv.Serve(ln); !errors.Is(err, http.ErrServerClosed) {

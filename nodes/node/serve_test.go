@@ -25,7 +25,7 @@ func serving(t *testing.T, srv *http.Server) (addr string, log *bytes.Buffer, st
 	}
 	log = new(bytes.Buffer)
 	n := &Node{cfg: small(t.TempDir()), log: slog.New(slog.NewTextHandler(log, &slog.HandlerOptions{Level: slog.LevelInfo})), done: make(chan error, 1)}
-	n.serve("ingress", ln, srv, nil)
+	n.serve("ingress", 100, ln, srv, nil)
 	stop = func() {
 		ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
 		defer cancel()

@@ -1,0 +1,188 @@
+package node
+
+import (
+	"bufio"
+	"context"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/http"
+	"os"
+	"os/exec"
+	"strings"
+	"testing"
+	"time"
+)
+
+// fewFiles is set in the process that runs as the node of TestOutOfFiles: its data directory.
+const fewFiles = "PERDURE_TEST_FEW_FILES"
+
+// TestOutOfFiles: clients that open more connections than the process may open files leave it enough of them for its own work
+// and for operators, and are served once others have gone.
+func TestOutOfFiles(t *testing.T) {
+	if dir := os.Getenv(fewFiles); dir != "" {
+		runWithFewFiles(t, dir)
+		return
+	}
+	cmd := exec.Command("/bin/sh", "-c", `ulimit -n 256 && exec "$0" -test.run='^TestOutOfFiles$'`, os.Args[0])
+	cmd.Env = append(os.Environ(), fewFiles+"="+t.TempDir())
+	stdin, err := cmd.StdinPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	stdout, err := cmd.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	kill := time.AfterFunc(2*time.Minute, func() { _ = cmd.Process.Kill() })
+	defer kill.Stop()
+	lines := bufio.NewScanner(stdout)
+	// line waits for the process to print what begins with prefix.
+	line := func(prefix string) string {
+		t.Helper()
+		for lines.Scan() {
+			if rest, ok := strings.CutPrefix(lines.Text(), prefix); ok {
+				return rest
+			}
+		}
+		t.Fatalf("the process ended before it printed %q", prefix)
+		return ""
+	}
+	ingress, admin, _ := strings.Cut(line("addresses "), " ")
+	client := &http.Client{Timeout: 20 * time.Second, Transport: &http.Transport{DisableKeepAlives: true}}
+	get := func(url string) {
+		t.Helper()
+		r, err := client.Get(url)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if r.Body.Close(); r.StatusCode != http.StatusOK {
+			t.Errorf("%s: %s", url, r.Status)
+		}
+	}
+	var flood []net.Conn
+	for range 300 {
+		c, err := net.DialTimeout("tcp", strings.Trim(strings.TrimPrefix(ingress, "http:"), "/"), time.Second)
+		if err != nil {
+			break // the queue of the system is full as well
+		}
+		defer c.Close()
+		flood = append(flood, c)
+	}
+	line("full ")
+	get(admin + "health")
+	fmt.Fprintln(stdin, "open files")
+	if got := line("opened "); got != "<nil>" {
+		t.Errorf("the node itself cannot open files: %s", got)
+	}
+	for _, c := range flood {
+		c.Close()
+	}
+	get(ingress + "restate/health")
+	stdin.Close()
+	for lines.Scan() { // to the end
+	}
+	if err := cmd.Wait(); err != nil {
+		t.Errorf("the process ended with %v", err)
+	}
+}
+
+// runWithFewFiles is a node that says where it listens and when its ingress is full, opens files when it is told to, and ends
+// with its input.
+func runWithFewFiles(t *testing.T, dir string) {
+	n, err := Start(context.Background(), small(dir), "test", slog.New(fullHandler{slog.DiscardHandler}))
+	if err != nil {
+		t.Fatal(err)
+	}
+	a := n.Addresses()
+	fmt.Printf("addresses %s %s\n", a.Ingress, a.Admin)
+	in := bufio.NewScanner(os.Stdin)
+	for in.Scan() {
+		var err error
+		for range 40 {
+			var f *os.File
+			if f, err = os.Open(os.DevNull); err != nil {
+				break
+			}
+			defer f.Close()
+		}
+		fmt.Println("opened", err)
+	}
+	select {
+	case err := <-n.Done():
+		t.Errorf("the node ended: %v", err)
+	default:
+	}
+	stopNode(t, n)
+}
+
+// fullHandler prints that connections wait.
+type fullHandler struct{ slog.Handler }
+
+func (h fullHandler) Enabled(_ context.Context, l slog.Level) bool { return l >= slog.LevelWarn }
+
+func (h fullHandler) WithAttrs([]slog.Attr) slog.Handler { return h }
+
+func (h fullHandler) WithGroup(string) slog.Handler { return h }
+
+func (h fullHandler) Handle(_ context.Context, r slog.Record) error {
+	if strings.Contains(r.Message, "limit of open files") {
+		fmt.Println("full", r.Message)
+	} else {
+		fmt.Fprintln(os.Stderr, r.Message)
+	}
+	return nil
+}
+
+// TestBoundedListener: a connection beyond the bound waits for another to be closed, however often that is, and Close ends an
+// Accept that waits.
+func TestBoundedListener(t *testing.T) {
+	inner, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	l := bound(inner, 1, slog.New(slog.DiscardHandler))
+	accepted, ended := make(chan net.Conn), make(chan error)
+	go func() {
+		for {
+			c, err := l.Accept()
+			if err != nil {
+				ended <- err
+				return
+			}
+			accepted <- c
+		}
+	}()
+	for range 3 {
+		c, err := net.Dial("tcp", inner.Addr().String())
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer c.Close()
+	}
+	first := <-accepted
+	for range 2 {
+		if len(l.open) != 1 {
+			t.Errorf("%d connections are counted, want 1", len(l.open))
+		}
+		first.Close()
+		first.Close() // as net/http may
+		first = <-accepted
+	}
+	if err := l.Close(); err != nil {
+		t.Error(err)
+	}
+	if err := <-ended; err != net.ErrClosed {
+		t.Errorf("accept ended with %v, want net.ErrClosed", err)
+	}
+	if _, err := first.Write([]byte("x")); err != nil {
+		t.Errorf("a connection ended with the listener: %v", err)
+	}
+	first.Close()
+	if len(l.open) != 0 {
+		t.Errorf("%d connections are counted at the end", len(l.open))
+	}
+}
