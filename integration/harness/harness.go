@@ -11,6 +11,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"math/rand/v2"
 	"net"
 	"os"
 	"os/exec"
@@ -31,13 +32,19 @@ type Server struct {
 	node *Node
 }
 
-// FreePorts returns n loopback ports that were free a moment ago.
+// FreePorts returns n loopback ports that were free a moment ago. They are not among those that the kernel hands out by itself
+// (on Linux from 32768, elsewhere from 49152): a server that is killed and started again would find its port taken now and then,
+// by a connection or a listener of another test.
 func FreePorts(n int) ([]int, error) {
+	const first, count = 10_000, 22_000
 	var ports []int
-	for range n {
-		ln, err := net.Listen("tcp", "127.0.0.1:0")
+	for tries := 0; len(ports) < n; tries++ {
+		ln, err := net.Listen("tcp", fmt.Sprintf("127.0.0.1:%d", first+rand.IntN(count)))
 		if err != nil {
-			return nil, fmt.Errorf("find a free port: %w", err)
+			if tries > 100*n {
+				return nil, fmt.Errorf("find a free port: %w", err)
+			}
+			continue
 		}
 		defer ln.Close() // all stay taken until the last is found, so that they differ
 		ports = append(ports, ln.Addr().(*net.TCPAddr).Port)

@@ -97,7 +97,7 @@ func TestStartKillRestartStop(t *testing.T) {
 	if s.Ingress() != ingress {
 		t.Errorf("moved from %s to %s", ingress, s.Ingress())
 	}
-	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 	defer cancel()
 	s.Stop(ctx)
 	if s.Pid() != 0 {
