@@ -42,7 +42,14 @@ func TestThrottling(t *testing.T) {
 		ids = append(ids, send(t, s, "/Faulty/Work", i))
 	}
 	began := time.Now()
-	during := latencies(t, s, 50)
+	ran := func() int { return len(invokes("own-narrow")) - emulator.Stats(prefix+"own-narrow").Throttles }
+	var during []time.Duration
+	passed := 0 // the most that ran during one call of the other service
+	for range 50 {
+		done := ran()
+		during = append(during, latencies(t, s, 1)...)
+		passed = max(passed, ran()-done)
+	}
 	var wg sync.WaitGroup
 	for i, id := range ids {
 		wg.Go(func() {
@@ -64,9 +71,10 @@ func TestThrottling(t *testing.T) {
 	if st.Throttles == 0 {
 		t.Error("nothing was throttled, so nothing was tested")
 	}
-	// Attempts that wait for the throttled function in a slot would hold the others up for seconds.
-	if slowest := slices.Max(during); slowest > time.Second+4*slices.Max(before) {
-		t.Errorf("the other service took up to %s while the function was throttled, %s before", slowest, slices.Max(before))
+	// Attempts that wait for the throttled function in a slot would hold the others up until nearly all of them have run. A
+	// busy machine slows both down.
+	if passed > queued/2 {
+		t.Errorf("%d invocations of the throttled function ran during one call of the other service; the slowest took %s", passed, slices.Max(during))
 	}
 }
 
