@@ -348,7 +348,7 @@ func startNode(t *testing.T, path, incarnation string) (started *node, err error
 			return nil, err
 		}
 	}
-	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 	defer cancel()
 	if err := n.metadata.WaitReady(ctx); err != nil {
 		return nil, err

@@ -48,7 +48,7 @@ func (b *bench) send(t *testing.T, to *Target, body *Body, query string) string 
 func (b *bench) until(t *testing.T, id string, says func(diagnosis) bool) {
 	t.Helper()
 	var last diagnosis
-	for deadline := time.Now().Add(20 * time.Second); time.Now().Before(deadline); pause(t.Context(), 50*time.Millisecond) {
+	for deadline := time.Now().Add(time.Minute); time.Now().Before(deadline); pause(t.Context(), 50*time.Millisecond) {
 		if last = b.diagnose(t, id); says(last) {
 			return
 		}

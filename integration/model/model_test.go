@@ -124,7 +124,7 @@ func report(t *testing.T, seed uint64, want, got *Outcome, exactly bool) {
 // not ended. Other servers than Perdure have none.
 func (b *bench) checkup(t *testing.T, idle bool) (well bool) {
 	t.Helper()
-	for deadline := time.Now().Add(20 * time.Second); ; pause(t.Context(), 100*time.Millisecond) {
+	for deadline := time.Now().Add(time.Minute); ; pause(t.Context(), 100*time.Millisecond) {
 		var r struct {
 			Healthy     bool
 			Invocations map[string]int

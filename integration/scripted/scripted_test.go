@@ -107,7 +107,7 @@ func TestAttemptIsReadAndAnswered(t *testing.T) {
 	if e.Attempts("inv_1") != 1 || e.Attempts("inv_2") != 0 {
 		t.Errorf("attempts %d, %d", e.Attempts("inv_1"), e.Attempts("inv_2"))
 	}
-	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 	defer cancel()
 	if err := e.AwaitAttempts(ctx, "inv_1", 1); err != nil {
 		t.Error(err)

@@ -247,7 +247,7 @@ func TestUnavailableThenBack(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-	case <-time.After(20 * time.Second):
+	case <-time.After(time.Minute):
 		t.Fatal("append was not answered after the network had healed")
 	}
 }

@@ -75,7 +75,7 @@ func single(t testing.TB, dir string) *testNode {
 
 func deadline(t testing.TB) context.Context {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
+	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
 	t.Cleanup(cancel)
 	return ctx
 }
@@ -98,8 +98,8 @@ func appendWait(t testing.TB, a *Appender, payloads ...string) (cluster.LSN, err
 	select {
 	case r := <-done:
 		return r.lsn, r.err
-	case <-time.After(30 * time.Second):
-		t.Fatal("append was not answered within 30 s")
+	case <-time.After(time.Minute):
+		t.Fatal("append was not answered within a minute")
 		return 0, nil
 	}
 }
@@ -116,7 +116,7 @@ func mustAppend(t testing.TB, a *Appender, payloads ...string) cluster.LSN {
 // readNext waits for the next entry.
 func readNext(t testing.TB, r *Reader) Entry {
 	t.Helper()
-	limit := time.After(30 * time.Second)
+	limit := time.After(time.Minute)
 	for {
 		e, ok, err := r.TryNext()
 		if err != nil {
@@ -128,7 +128,7 @@ func readNext(t testing.TB, r *Reader) Entry {
 		select {
 		case <-r.Wait():
 		case <-limit:
-			t.Fatalf("no entry within 30 s: %s", r.describe())
+			t.Fatalf("no entry within a minute: %s", r.describe())
 		}
 	}
 }

@@ -336,10 +336,11 @@ func TestSequencerFullOfAFormerAppender(t *testing.T) {
 	if err := a.Append(make([]Record, 2), func(_ cluster.LSN, err error) { done <- err }); err != nil {
 		t.Fatal(err)
 	}
-	before := clock.asked.Load()
+	before, began := clock.asked.Load(), time.Now()
 	<-time.After(200 * time.Millisecond)
-	if n := clock.asked.Load() - before; n > 200 {
-		t.Errorf("the sequencer was asked about %d times in 200 ms", n)
+	asked := clock.asked.Load() - before
+	if took := time.Since(began); asked > took.Milliseconds() { // the wait may be longer
+		t.Errorf("the sequencer was asked about %d times in %s", asked, took)
 	}
 	gate.open()
 	select {
@@ -347,8 +348,8 @@ func TestSequencerFullOfAFormerAppender(t *testing.T) {
 		if err != nil {
 			t.Errorf("append behind those of the former appender: %v", err)
 		}
-	case <-time.After(20 * time.Second):
-		t.Error("the append was not answered within 20 s")
+	case <-time.After(time.Minute):
+		t.Error("the append was not answered within a minute")
 	}
 }
 
@@ -461,7 +462,7 @@ func TestCorruptRecordIsAnError(t *testing.T) {
 	gate := &corrupting{net: n.cfg.Net}
 	n.cfg.Net = gate
 	r := n.Reader(1, 1)
-	limit := time.After(20 * time.Second)
+	limit := time.After(time.Minute)
 	for {
 		_, ok, err := r.TryNext()
 		if errors.Is(err, ErrRead) {
@@ -473,7 +474,7 @@ func TestCorruptRecordIsAnError(t *testing.T) {
 		select {
 		case <-r.Wait():
 		case <-limit:
-			t.Fatal("no error within 20 s")
+			t.Fatal("no error within a minute")
 		}
 	}
 	gate.heal.Store(true) // e.g. repaired: the reader goes on where it was

@@ -53,8 +53,8 @@ func within(t *testing.T, what string, c <-chan struct{}) {
 	t.Helper()
 	select {
 	case <-c:
-	case <-time.After(10 * time.Second):
-		t.Fatalf("%s did not happen within 10 s", what)
+	case <-time.After(time.Minute):
+		t.Fatalf("%s did not happen within a minute", what)
 	}
 }
 

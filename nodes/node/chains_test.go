@@ -60,7 +60,7 @@ func testChains(t *testing.T, c bifrost.Chains) {
 				t.Fatalf("the watch went back from version %d to %d", last, v)
 			}
 			last = v
-		case <-time.After(10 * time.Second):
+		case <-time.After(time.Minute):
 			t.Fatalf("the watch did not get to version %d", v2)
 		}
 	}

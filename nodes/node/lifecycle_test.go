@@ -35,7 +35,7 @@ func startNode(t *testing.T, c Config) *Node {
 
 func stopNode(t *testing.T, n *Node) {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
+	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
 	defer cancel()
 	if err := n.Shutdown(ctx); err != nil {
 		t.Errorf("shut down: %v", err)

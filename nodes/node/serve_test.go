@@ -27,7 +27,7 @@ func serving(t *testing.T, srv *http.Server) (addr string, log *bytes.Buffer, st
 	n := &Node{cfg: small(t.TempDir()), log: slog.New(slog.NewTextHandler(log, &slog.HandlerOptions{Level: slog.LevelInfo})), done: make(chan error, 1)}
 	n.serve("ingress", 100, ln, srv, nil)
 	stop = func() {
-		ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+		ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
 		defer cancel()
 		if err := n.Shutdown(ctx); err != nil {
 			t.Error(err)
@@ -74,7 +74,7 @@ func TestNodePortDoesNotWaitForBodies(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer conn.Close()
-	_ = conn.SetDeadline(time.Now().Add(10 * time.Second))
+	_ = conn.SetDeadline(time.Now().Add(time.Minute))
 	fmt.Fprint(conn, "POST /metrics HTTP/1.1\r\nHost: h\r\nContent-Length: 9\r\n\r\n")
 	r, err := http.ReadResponse(bufio.NewReader(conn), nil)
 	if err != nil || r.StatusCode != http.StatusNotFound {

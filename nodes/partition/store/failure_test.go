@@ -43,8 +43,8 @@ func TestFullDiskEndsTheStore(t *testing.T) {
 			if !errors.Is(err, ErrFailed) || !errors.Is(err, syscall.ENOSPC) {
 				t.Errorf("%s: %v, want ErrFailed and the reason", what, err)
 			}
-		case <-time.After(10 * time.Second):
-			t.Fatalf("%s did not return within 10 s", what)
+		case <-time.After(time.Minute):
+			t.Fatalf("%s did not return within a minute", what)
 		}
 	}
 	txn := s.NewTxn()
@@ -63,10 +63,11 @@ func TestFullDiskEndsTheStore(t *testing.T) {
 	if v, ok, err := s.Get([]byte("k")); err != nil || !ok || string(v) != "v" {
 		t.Errorf("reading what was committed: %q %v %v", v, ok, err)
 	}
-	before := tries.Load()
+	before, began := tries.Load(), time.Now()
 	<-time.After(300 * time.Millisecond)
-	if n := tries.Load() - before; n > 30 {
-		t.Errorf("the flush was tried %d times in 300 ms", n)
+	n := tries.Load() - before
+	if took := time.Since(began); n > took.Milliseconds()/10 { // the wait may be longer
+		t.Errorf("the flush was tried %d times in %s", n, took)
 	}
 	soon("close", s.Close)
 	if n := len(fatal); n != 1 {
