@@ -47,6 +47,7 @@ const (
 	TimerEarly       // timers fire a second before their time
 	DurableIsApplied // what is applied is announced as durable
 	TrimApplied      // the log is trimmed up to what is applied
+	TimeHeld         // apply takes the latest time in the log, which a wrong clock may have written
 	Kinds
 )
 
@@ -56,7 +57,7 @@ var names = [Kinds]string{
 	"trim-uncommitted", "epoch-ignored", "dedup-dropped", "suspend-unchecked", "apply-reads-clock",
 	"lock-ignored", "completion-twice", "late-effects", "paused-is-deaf",
 	"failure-keeps-lock", "acts-before-fence", "outbox-early", "shuffle-no-rewind",
-	"timer-early", "durable-is-applied", "trim-applied",
+	"timer-early", "durable-is-applied", "trim-applied", "time-held",
 }
 
 func (k Kind) String() string {

@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"log/slog"
 	"math/rand/v2"
-	"sort"
 	"strconv"
 	"time"
 
@@ -49,8 +48,8 @@ type partitionWorld struct {
 	hashes  map[cluster.LSN][16]byte // state after a position, by who got there first
 	leader  *processor               // the last one that began to lead
 	lastLSN cluster.LSN
-	// latest are the records that were newer than all before them, in the order of the log.
-	latest []instant
+	// stamps are the records that leaders wrote which are younger by their clock than all that were written after them.
+	stamps []stamp
 	// sent are the outbox messages that a destination has committed, by index.
 	sent      map[uint64]bool
 	truncated uint64
@@ -170,19 +169,28 @@ func (c *core) start(n *node) {
 	}
 }
 
-// instant is the creation time of a record.
-type instant struct {
-	lsn cluster.LSN
-	ms  uint64
+// stamp is when a record was written, and its creation time in ms since 1970.
+type stamp struct {
+	at time.Duration
+	ms uint64
 }
 
-// latestMs is the latest creation time up to a position that some replica has passed.
-func (p *partitionWorld) latestMs(upTo cluster.LSN) uint64 {
-	i := sort.Search(len(p.latest), func(i int) bool { return p.latest[i].lsn > upTo })
-	if i == 0 {
-		return 0
+// stamped notes what a leader's clock said when it wrote a record.
+func (p *partitionWorld) stamped(s stamp) {
+	for n := len(p.stamps); n > 0 && p.stamps[n-1].ms <= s.ms; n-- {
+		p.stamps = p.stamps[:n-1]
 	}
-	return p.latest[i-1].ms
+	p.stamps = append(p.stamps, s)
+}
+
+// latest is the latest creation time of the records that were written since a moment.
+func (p *partitionWorld) latest(since time.Duration) uint64 {
+	for _, s := range p.stamps {
+		if s.at >= since {
+			return s.ms
+		}
+	}
+	return 0
 }
 
 // machineStore is a partition store's file system on a machine, which survives processes.
@@ -205,11 +213,8 @@ type processor struct {
 	writer  *writer
 	epoch   cluster.Epoch // 0: follower
 	fence   cluster.LSN   // of the own announcement, once it was read
-	// readMs is the time of the newest record that counts for the leader's clock, sequence its own last proposal's.
-	// startMs is that of what was applied before the processor began.
-	readMs, startMs, sequence uint64
-	invoker                   *invoker
-	leading                   bool
+	invoker *invoker
+	leading bool
 	// sessions are the streams of the term to other leaders.
 	sessions map[cluster.PartitionID]*session
 
@@ -257,7 +262,6 @@ func (pr *processor) run(epoch cluster.Epoch, claim partition.Claim) {
 	pr.stopStep()
 	w := pr.n.w
 	pr.epoch, pr.fence, pr.leading = epoch, 0, false
-	pr.sequence = 0
 	pr.sessions = map[cluster.PartitionID]*session{}
 	cfg := partition.Config{
 		Partition: pr.p.id, Range: pr.p.keys, Log: pr.h.id, Lookup: pr.c.lookup, Peers: pr, Logger: slog.New(slog.DiscardHandler),
@@ -277,8 +281,6 @@ func (pr *processor) run(epoch cluster.Epoch, claim partition.Claim) {
 		violated("atomicity", "node %s: the processor of partition %d does not begin: %v", pr.n.id, pr.p.id, err)
 	}
 	pr.proc = proc
-	pr.readMs = pr.p.latestMs(proc.AppliedLSN())
-	pr.startMs = pr.readMs
 	pr.reader = &procReader{pr: pr, r: pr.h.reader(proc.AppliedLSN()+1, pr.wake)}
 	var log partition.LogAppender = noAppender{}
 	if epoch != 0 {
@@ -619,7 +621,6 @@ func (pr *processor) passed(e *bifrost.Entry) {
 		violated("records", "record %d of partition %d: %v", e.LSN, pr.p.id, err)
 	}
 	p := pr.p
-	pr.clock(e, cmd)
 	if a := cmd.GetAnnounceLeader(); a != nil && pr.epoch != 0 && cluster.Epoch(a.Epoch) == pr.epoch {
 		pr.fence = e.LSN
 	}
@@ -627,9 +628,6 @@ func (pr *processor) passed(e *bifrost.Entry) {
 		return
 	}
 	p.lastLSN = e.LSN
-	if n := len(p.latest); n == 0 || e.Record.CreatedAt > p.latest[n-1].ms {
-		p.latest = append(p.latest, instant{e.LSN, e.Record.CreatedAt})
-	}
 	own := cmd.GetDedup().GetSelf()
 	p.dedup(e.LSN, cmd.GetDedup())
 	if t := cmd.GetTimer(); t != nil && t.FireAtMs > e.Record.CreatedAt {
@@ -669,26 +667,6 @@ func (p *partitionWorld) dedup(lsn cluster.LSN, d *recordpb.Dedup) {
 	p.accepted[m.from] = max(p.accepted[m.from], d.Sequence)
 }
 
-// clock checks that the time in the log does not go back by what a leader writes: its records are not older than what
-// its processor had applied before it led, nor than each other. Records that were appended again do not count.
-func (pr *processor) clock(e *bifrost.Entry, cmd *recordpb.Command) {
-	ms, d := e.Record.CreatedAt, cmd.GetDedup()
-	own := pr.epoch != 0 && d.GetSelf() && d.Epoch == uint64(pr.epoch)
-	seen := pr.readMs
-	if pr.fence == 0 { // the announcement was written before the rest was read
-		seen = pr.startMs
-	}
-	if own && (pr.fence == 0 || d.Sequence > pr.sequence) {
-		if ms < seen {
-			violated("time", "partition %d: record %d of epoch %d is of %d, its leader had seen %d", pr.p.id, e.LSN, pr.epoch, ms, seen)
-		}
-		pr.sequence = d.Sequence
-	}
-	if pr.fence == 0 || own {
-		pr.readMs = max(pr.readMs, ms)
-	}
-}
-
 // procAppender is a leader's way into the log.
 type procAppender struct {
 	pr *processor
@@ -702,7 +680,12 @@ func (a procAppender) Append(recs []bifrost.Record, done func(cluster.LSN, error
 	if len(a.wr.queue) > 200 {
 		return bifrost.ErrFull
 	}
+	clock := uint64(a.pr.n.wall().UnixMilli())
+	a.pr.p.stamped(stamp{a.pr.n.w.now, clock})
 	for i := range recs {
+		if recs[i].CreatedAt != clock {
+			violated("time", "partition %d: epoch %d writes a record of %d, its leader's clock says %d", a.pr.p.id, a.pr.epoch, recs[i].CreatedAt, clock)
+		}
 		if c, ok := recs[i].Decoded.(*recordpb.Command); ok {
 			if d := c.GetPartitionDurability(); d != nil {
 				a.pr.machine.claimed = max(a.pr.machine.claimed, cluster.LSN(d.DurableLsn))

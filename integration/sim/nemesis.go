@@ -109,7 +109,7 @@ func (w *world) fault() {
 	case DiskSwapped:
 		w.swapDisks(n, long)
 	case ClockSkew:
-		n.skew = w.between(nemesis, -10*time.Second, 10*time.Second)
+		w.setClock(n)
 	case Move:
 		w.move()
 	case Trim:
@@ -176,6 +176,19 @@ func (w *world) wipe(d time.Duration) {
 		w.restart(v, d)
 		return true
 	})
+}
+
+// setClock sets a node's clock: to the time of day now and then, and sometimes far from it.
+func (w *world) setClock(n *node) {
+	switch most := 10 * time.Second; w.rng[nemesis].IntN(5) {
+	case 0:
+		n.skew = 0
+	case 1:
+		most = time.Minute
+		fallthrough
+	default:
+		n.skew = w.between(nemesis, -most, most)
+	}
 }
 
 // swapDisks gives two machines each other's disks. Both refuse to run until they have their own back.
@@ -255,7 +268,7 @@ func (w *world) heal() {
 	w.meta.down = false
 	w.swapBack()
 	for _, n := range w.nodes {
-		n.cutFromMetadata, n.slowDisk = false, false
+		n.cutFromMetadata, n.slowDisk, n.skew = false, false, 0
 		switch {
 		case !n.up:
 			n.start()

@@ -39,7 +39,10 @@ type services struct {
 	adds map[string]map[uint64]ident.InvocationID
 	// counterOf is the key of each counter that was called.
 	counterOf map[ident.InvocationID]string
-	changed   int // how many changes of the code are in force
+	// naps are the sleeps, delays those that were called for later, with the moments at which that was first asked for.
+	naps    map[nap]time.Duration
+	delays  map[ident.InvocationID]delay
+	changed int // how many changes of the code are in force
 }
 
 type place struct {
@@ -49,8 +52,31 @@ type place struct {
 	number     uint32
 }
 
+// nap is a sleep until a time in ms since 1970.
+type nap struct {
+	place
+	until uint64
+}
+
+// delay is an invocation that is not to begin before a time in ms since 1970.
+type delay struct {
+	until uint64
+	since time.Duration
+}
+
+// awake checks that an invocation that waits until a time, since a moment, may go on: a leader of its partition has
+// written something by whose time, which is its clock's, the time has come. With right clocks that is never too early.
+func (s *services) awake(what string, id ident.InvocationID, until uint64, since time.Duration) {
+	c := s.w.core
+	p := c.partitions[c.lookup(id.PartitionKey())]
+	if now := p.latest(since); now < until {
+		violated("timers", "invocation %s: %s until %d is over, by the clocks of its leaders it was not later than %d since it began", id, what, until, now)
+	}
+}
+
 func newServices(w *world) *services {
-	return &services{w: w, entries: map[place]uint64{}, adds: map[string]map[uint64]ident.InvocationID{}, counterOf: map[ident.InvocationID]string{}}
+	return &services{w: w, entries: map[place]uint64{}, adds: map[string]map[uint64]ident.InvocationID{}, counterOf: map[ident.InvocationID]string{},
+		naps: map[nap]time.Duration{}, delays: map[ident.InvocationID]delay{}}
 }
 
 // change puts other code in the place of the handlers for a while.
@@ -203,6 +229,9 @@ func (a *attempt) load(j *invokers.Journal) {
 	s := a.v.pr.c.services
 	a.target, a.commands, a.completions, a.life = j.Target, nil, map[uint32][]byte{}, j.CreatedAtMs
 	a.canceled, a.diverges = false, 0
+	if d, ok := s.delays[a.id]; ok {
+		s.awake("a delay", a.id, d.until, d.since)
+	}
 	for i, e := range j.Entries {
 		switch {
 		case i == 0:
@@ -533,7 +562,24 @@ func (s *script) counter() (output string, missing uint32) {
 }
 
 func (s *script) sleep(completion uint32, d time.Duration) {
-	s.command(protocol.TypeSleep, &protocolpb.SleepCommand{WakeUpTime: uint64(s.a.v.pr.n.wall().Add(d).UnixMilli()), ResultCompletionId: completion}, nil)
+	a := s.a
+	s.command(protocol.TypeSleep, &protocolpb.SleepCommand{WakeUpTime: uint64(a.v.pr.n.wall().Add(d).UnixMilli()), ResultCompletionId: completion}, nil)
+	if s.mismatch {
+		return
+	}
+	var c protocolpb.SleepCommand
+	if err := c.UnmarshalVT(a.commands[s.at-1].Raw); err != nil { // that of an earlier try, if there was one
+		violated("journal", "invocation %s: command %d: %v", a.id, s.at, err)
+	}
+	services, n := a.v.pr.c.services, nap{place{a.id, a.life, true, completion}, c.WakeUpTime}
+	since, known := services.naps[n]
+	if !known {
+		since = services.w.now
+		services.naps[n] = since
+	}
+	if _, over := s.result(completion); over {
+		services.awake("a sleep", a.id, n.until, since)
+	}
 }
 
 // proxy runs the program of the argument.
@@ -629,6 +675,9 @@ func (s *script) call(typ uint16, m encodes, t *invocationpb.Target, services *s
 	}
 	if s.command(typ, m, callee) {
 		services.counterOf[id] = t.Key
+		if later, ok := m.(*protocolpb.OneWayCallCommand); ok && later.InvokeTime > 0 {
+			services.delays[id] = delay{until: later.InvokeTime, since: services.w.now}
+		}
 		s.a.v.pr.c.operators.know(s.a.id, id)
 	}
 }

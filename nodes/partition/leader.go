@@ -192,7 +192,8 @@ func (l *leader) loop(ctx context.Context) error {
 				continue
 			}
 		}
-		timer.Reset(wake.Sub(l.p.cfg.Now()))
+		// Not longer than a tick: the clock may have been set since wake was computed.
+		timer.Reset(min(wake.Sub(l.p.cfg.Now()), l.p.cfg.TickInterval))
 		select {
 		case <-l.p.reader.Wait():
 		case <-l.mail.wake:
@@ -260,7 +261,7 @@ func (l *leader) housekeep(ctx context.Context, now time.Time) (wake time.Time, 
 			wake = t
 		}
 	}
-	tick := !now.Before(l.nextTick)
+	tick := isTime(now, l.nextTick, l.p.cfg.TickInterval)
 	if tick {
 		l.nextTick = now.Add(l.p.cfg.TickInterval)
 	}
@@ -280,11 +281,17 @@ func (l *leader) housekeep(ctx context.Context, now time.Time) (wake time.Time, 
 	return wake, nil
 }
 
+// isTime reports whether what is done every so often, and next at a time, is to be done now: also when the clock was set
+// back behind the last time.
+func isTime(now, next time.Time, every time.Duration) bool {
+	d := next.Sub(now)
+	return d <= 0 || d > every
+}
+
 // truncateAfter is how many delivered messages are truncated at once while the leader is busy.
 const truncateAfter = 4096
 
-// fireTimers proposes the timers that are due. Time is that of the log: a timer's record is stamped not
-// before its due time, and never fires earlier than any record already written.
+// fireTimers proposes the timers that are due by this node's clock, which may be set at any time: each tick looks again.
 func (l *leader) fireTimers(now time.Time) (wake time.Time, err error) {
 	nowMs := uint64(now.UnixMilli())
 	if mutant.Is(mutant.TimerEarly) {
@@ -323,7 +330,7 @@ func (l *leader) offer(c *recordpb.Command) bool {
 
 // tick is the slow housekeeping: retention, durability, trimming.
 func (l *leader) tick(ctx context.Context, now time.Time) error {
-	if !now.Before(l.nextClean) {
+	if isTime(now, l.nextClean, l.p.cfg.CleanupInterval) {
 		l.nextClean = now.Add(l.p.cfg.CleanupInterval)
 		if err := l.clean(now); err != nil {
 			return err

@@ -44,7 +44,7 @@ func TestTimerBeyondTimeSleeps(t *testing.T) {
 func TestRepeatedRequestOutlivesTheFirst(t *testing.T) {
 	full := &fullLog{waiting: make(chan struct{}, 1)}
 	l := &leader{p: &Processor{appender: full}}
-	l.prop = newProposer(1, full, 0, func() uint64 { return 1 }, func(error) {})
+	l.prop = newProposer(1, full, func() uint64 { return 1 }, func(error) {})
 	req, _ := call("x", true)
 	ctx, cancel := context.WithCancel(context.Background())
 	first := make(chan error, 1)
@@ -83,45 +83,6 @@ func (w *waiters) of(id requestID) *waiter {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	return w.m[id]
-}
-
-// A leader whose clock was set back does not write records that are older than what was applied before its start, not
-// even when there is nothing to read that would tell it the time.
-func TestClockSetBack(t *testing.T) {
-	st, err := store.Open(store.Options{Dir: "p", FS: vfs.NewMem(), Range: cluster.KeyRange{End: math.MaxUint64}, Logger: slog.New(slog.DiscardHandler)})
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer st.Close()
-	log := &memLog{}
-	for epoch, clock := range []int64{5000, 3000, 7000} {
-		p, err := New(Config{
-			Range: st.Range(), Now: func() time.Time { return time.UnixMilli(clock) }, Logger: slog.New(slog.DiscardHandler),
-			OpenInvoker: func(_ cluster.PartitionID, h invokers.Host) Invoker { return newScripted(echo, h) },
-		}, st)
-		if err != nil {
-			t.Fatal(err)
-		}
-		log.next = int(p.AppliedLSN())
-		s, err := p.Steps(Claim{Epoch: cluster.Epoch(epoch + 1)}, log, log, nil)
-		if err != nil {
-			t.Fatal(err)
-		}
-		for !s.Leading() {
-			stepped(t, s)
-		}
-		s.Close()
-		if got := p.AppliedLSN(); got != cluster.LSN(len(log.records)) {
-			t.Fatalf("applied up to %d of %d", got, len(log.records))
-		}
-	}
-	var got []uint64
-	for _, r := range log.records {
-		got = append(got, r.CreatedAt)
-	}
-	if want := []uint64{5000, 5000, 7000}; !slices.Equal(got, want) {
-		t.Errorf("the announcements are of %v, want %v", got, want)
-	}
 }
 
 // A new leader goes on with a pause that its predecessor accepted.
@@ -250,7 +211,7 @@ func (f *fullLog) WaitCapacity(ctx context.Context) error {
 // A leader must not take a batch of messages when the batch before went to another one: if that failed, its messages
 // would come after later ones of the same outbox, and would be dropped as duplicates.
 func TestIngestInStep(t *testing.T) {
-	p := newProposer(1, acceptingLog{}, 0, func() uint64 { return 1 }, func(error) {})
+	p := newProposer(1, acceptingLog{}, func() uint64 { return 1 }, func(error) {})
 	take := func(o Origin) bool {
 		t.Helper()
 		err := p.ingest(o, []*recordpb.Command{{Kind: &recordpb.Command_Signal{Signal: &recordpb.Signal{}}}}, func(error) {})

@@ -259,14 +259,13 @@ func (p *Processor) RunLeader(ctx context.Context, c Claim) error {
 	if mine, err := p.follow(ctx, c.Epoch); err != nil || !mine {
 		return err
 	}
-	prop.observe(p.fsm.LatestMs())
 	return p.lead(ctx, prop)
 }
 
 // announce makes the proposer of a claim and proposes the announcement with it.
 func (p *Processor) announce(c Claim) (*proposer, error) {
 	p.lastFlush = p.cfg.Now()
-	prop := newProposer(c.Epoch, p.appender, p.fsm.LatestMs(), func() uint64 { return uint64(p.cfg.Now().UnixMilli()) }, func(err error) {
+	prop := newProposer(c.Epoch, p.appender, func() uint64 { return uint64(p.cfg.Now().UnixMilli()) }, func(err error) {
 		p.fail(fmt.Errorf("write to log %d: %w", p.cfg.Log, err))
 	})
 	if err := prop.propose(announcement(p.cfg.Range, c)); err != nil {

@@ -32,13 +32,12 @@ type proposer struct {
 	mu     sync.Mutex
 	log    appender
 	seq    uint64
-	lastMs uint64 // creation times do not go back behind what was read, also when the clock does
 	failed error
 	heard  map[cluster.PartitionID]Origin // of the last batch that was taken of each partition
 }
 
-func newProposer(epoch cluster.Epoch, log appender, lastMs uint64, now func() uint64, fail func(error)) *proposer {
-	return &proposer{epoch: epoch, log: log, lastMs: lastMs, now: now, fail: fail}
+func newProposer(epoch cluster.Epoch, log appender, now func() uint64, fail func(error)) *proposer {
+	return &proposer{epoch: epoch, log: log, now: now, fail: fail}
 }
 
 // propose appends a command of this leader.
@@ -58,7 +57,7 @@ func (p *proposer) propose(c *recordpb.Command) error {
 	if payload, err = record.AppendDedup(payload, d); err != nil {
 		return err
 	}
-	if err := p.log.Append([]bifrost.Record{p.recordLocked(c, payload)}, p.committed); err != nil {
+	if err := p.log.Append([]bifrost.Record{p.record(c, payload)}, p.committed); err != nil {
 		return err
 	}
 	p.seq++
@@ -87,7 +86,7 @@ func (p *proposer) ingest(from Origin, cs []*recordpb.Command, done func(error))
 		return ErrOutOfStep
 	}
 	for i, c := range cs {
-		recs[i] = p.recordLocked(c, payloads[i])
+		recs[i] = p.record(c, payloads[i])
 	}
 	err := p.log.Append(recs, func(_ cluster.LSN, err error) {
 		if err != nil {
@@ -105,12 +104,12 @@ func (p *proposer) ingest(from Origin, cs []*recordpb.Command, done func(error))
 	return nil
 }
 
-func (p *proposer) recordLocked(c *recordpb.Command, payload []byte) bifrost.Record {
-	p.lastMs = max(p.lastMs, p.now())
+// record stamps a command with the leader's clock, also when that went back: see DESIGN.md.
+func (p *proposer) record(c *recordpb.Command, payload []byte) bifrost.Record {
 	return bifrost.Record{
 		Key:       c.PartitionKey,
 		Keyed:     record.Keyed(c),
-		CreatedAt: p.lastMs,
+		CreatedAt: p.now(),
 		Payload:   payload,
 		Decoded:   c,
 	}
@@ -140,11 +139,4 @@ func (p *proposer) stop(cause error) {
 func (p *proposer) close() {
 	p.stop(errStopped)
 	p.log.Close()
-}
-
-// observe makes later creation times not lower than that of an applied record.
-func (p *proposer) observe(ms uint64) {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	p.lastMs = max(p.lastMs, ms)
 }

@@ -88,7 +88,6 @@ func (s *Stepper) follow() (n int, err error) {
 		s.over = true
 		return n, nil
 	}
-	s.prop.observe(s.p.fsm.LatestMs())
 	s.l, err = s.p.newLeader(s.prop)
 	return max(n, 1), err
 }

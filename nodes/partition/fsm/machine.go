@@ -2,10 +2,11 @@
 // after the other, to the rows of the partition's store.
 //
 // It is deterministic. What apply does depends only on the rows and the record: the time is the record's
-// creation time, ids come with the command, no map is ranged over. Two replicas that applied the log up to
-// the same LSN have byte-identical rows, whatever the batches were. Bad content of a command never
-// fails apply: it is dropped and counted, so that one record cannot stop a partition. Errors are those
-// of the store, and the machine and its transaction must then be thrown away.
+// creation time, which may be lower than that of the record before; ids come with the command, no map is
+// ranged over. Two replicas that applied the log up to the same LSN have byte-identical rows, whatever the
+// batches were. Bad content of a command never fails apply: it is dropped and counted, so that one record
+// cannot stop a partition. Errors are those of the store, and the machine and its transaction must then be
+// thrown away.
 //
 // Effects on the world are returned as actions, which the leader carries out after the batch was
 // committed. DESIGN.md tells the life of an invocation in rows.
@@ -83,6 +84,9 @@ func (m *Machine) Dropped() uint64 { return m.dropped }
 func (m *Machine) Apply(txn Txn, lsn cluster.LSN, createdAtMs uint64, cmd *recordpb.Command, out *Actions) error {
 	m.txn, m.lsn, m.now, m.out = txn, uint64(lsn), createdAtMs, out
 	m.latest = max(m.latest, createdAtMs)
+	if mutant.Is(mutant.TimeHeld) {
+		m.now = m.latest
+	}
 	if mutant.Is(mutant.ApplyReadsClock) {
 		m.now += mutant.Noise() % 2
 	}

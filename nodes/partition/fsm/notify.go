@@ -183,7 +183,7 @@ func (m *Machine) deleteTimer(t keyspace.TimerKey) error {
 	return m.txn.Delete(m.key)
 }
 
-// timer fires a timer: at most once, because the row goes with it, and never before its time.
+// timer fires a timer: at most once, because the row goes with it, and never before its time by the leader's clock.
 func (m *Machine) timer(x *recordpb.Timer) error {
 	id, ok := m.idOf(x.InvocationId)
 	if !ok {
@@ -201,7 +201,7 @@ func (m *Machine) timer(x *recordpb.Timer) error {
 	}
 	if m.now < t.FireAtMs && !mutant.Is(mutant.TimerEarly) {
 		m.dropped++
-		m.out.add(ActTimer).Timer = t // it was proposed too early and has to be proposed again
+		m.out.add(ActTimer).Timer = t // the clock was set back while it was proposed: it has to be proposed again
 		return nil
 	}
 	if err := m.txn.Delete(m.key); err != nil {

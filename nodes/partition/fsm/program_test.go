@@ -77,6 +77,9 @@ func (p *program) chance(percent int) bool { return p.rng.IntN(100) < percent }
 // next is the next command of the log, and its time.
 func (p *program) next() (*recordpb.Command, uint64) {
 	p.now += uint64(p.rng.IntN(20))
+	if p.chance(2) { // a clock that is set back, or another leader's
+		p.now -= uint64(p.rng.IntN(300))
+	}
 	c := p.command()
 	if c.Dedup == nil {
 		p.seq++
