@@ -38,6 +38,7 @@ type checkupAnswer struct {
 	ProblemsTotal int               `json:"problems_total"`
 	Partitions    int               `json:"partitions"`
 	Unexamined    map[string]string `json:"unexamined"`
+	Notes         []string          `json:"notes"`
 }
 
 type diagnosisAnswer struct {
@@ -116,6 +117,9 @@ func printCheckup(w io.Writer, r *checkupAnswer) error {
 	}
 	for _, p := range slices.Sorted(maps.Keys(r.Unexamined)) {
 		fmt.Fprintf(w, "partition %s was not examined: %s\n", p, r.Unexamined[p])
+	}
+	for _, note := range r.Notes {
+		fmt.Fprintf(w, "%s\n\n", note)
 	}
 	switch n := r.WaitsFor["operator"]; {
 	case r.ProblemsTotal == 0 && len(r.Unexamined) > 0:

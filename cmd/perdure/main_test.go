@@ -363,6 +363,10 @@ func TestDoctor(t *testing.T) {
 	if code, out, _ := exec(t, env, "", "doctor"); code != 0 || !strings.Contains(out, "but 1 will only go on when an operator has acted") || !strings.Contains(out, "perdure invocations list --status backing-off\n") {
 		t.Errorf("doctor with a paused one: code %d\n%s", code, out)
 	}
+	env, _ = fakeServer(t, 200, nil, `{"healthy":true,"notes":["The clock is behind."]}`)
+	if code, out, _ := exec(t, env, "", "doctor"); code != 0 || !strings.Contains(out, "\nThe clock is behind.\n\nNothing is stuck") {
+		t.Errorf("doctor with a note: code %d\n%s", code, out)
+	}
 	env, _ = fakeServer(t, 200, nil, `{"healthy":false,"unexamined":{"3":"it has no leader"}}`)
 	if code, out, _ := exec(t, env, "", "doctor"); code != 1 || out != "0 partitions examined\n\npartition 3 was not examined: it has no leader\nNothing is stuck in those that were.\n" {
 		t.Errorf("doctor without a partition: code %d\n%s", code, out)

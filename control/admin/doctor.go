@@ -31,7 +31,9 @@ type Checkup struct {
 	// Partitions were examined; Unexamined says of the others why not.
 	Partitions int               `json:"partitions"`
 	Unexamined map[uint16]string `json:"unexamined,omitempty"`
-	TookMs     int64             `json:"took_ms"`
+	// Notes are what an operator should know, and is no problem of invocations.
+	Notes  []string `json:"notes,omitempty"`
+	TookMs int64    `json:"took_ms"`
 }
 
 // Diagnosis says what an invocation waits for.

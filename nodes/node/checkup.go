@@ -17,6 +17,7 @@ import (
 	"perdure/control/schema"
 	"perdure/invokers"
 	"perdure/invokers/invocationpb"
+	"perdure/nodes/partition"
 	"perdure/nodes/partition/doctor"
 	"perdure/nodes/partition/store/storepb"
 	"perdure/nodes/worker"
@@ -100,7 +101,9 @@ func (c *checkups) Checkup(ctx context.Context) (*admin.Checkup, error) {
 // examine sums up every partition and returns what looks wrong.
 func (c *checkups) examine(ctx context.Context, r *admin.Checkup) (suspects map[cluster.PartitionID]*doctor.Summary, err error) {
 	suspects = map[cluster.PartitionID]*doctor.Summary{}
-	for _, st := range c.worker.Statuses() {
+	statuses := c.worker.Statuses()
+	r.Notes = clockNotes(statuses)
+	for _, st := range statuses {
 		s, err := c.summary(ctx, st.Partition)
 		if err != nil {
 			if ctx.Err() != nil {
@@ -119,6 +122,21 @@ func (c *checkups) examine(ctx context.Context, r *admin.Checkup) (suspects map[
 		}
 	}
 	return suspects, nil
+}
+
+// clockNotes says that the clock is behind the time in logs.
+func clockNotes(statuses []worker.Status) []string {
+	n, most := 0, time.Duration(0)
+	for _, st := range statuses {
+		if st.ClockBehind > partition.ClockTolerance {
+			n, most = n+1, max(most, st.ClockBehind)
+		}
+	}
+	if n == 0 {
+		return nil
+	}
+	return []string{fmt.Sprintf("The clock of this node is up to %s behind the latest time in the logs of %d partitions. If it is wrong, timers are late "+
+		"until it is right. If it is right, that of a leader was not: what was recorded then is kept longer by as much.", most.Round(time.Second), n)}
 }
 
 // countStatuses adds up statuses by the names that operators know.

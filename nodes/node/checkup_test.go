@@ -16,9 +16,11 @@ import (
 	"perdure/control/ident"
 	"perdure/control/schema"
 	"perdure/invokers/invocationpb"
+	"perdure/nodes/partition"
 	"perdure/nodes/partition/doctor"
 	"perdure/nodes/partition/store/storepb"
 	"perdure/nodes/record/recordpb"
+	"perdure/nodes/worker"
 )
 
 // submit has the node accept an invocation of a service, atMs milliseconds since the epoch.
@@ -85,6 +87,17 @@ func text(d *admin.Diagnosis) (s string) {
 type empty struct{}
 
 func (empty) Current() *schema.Schema { return new(schema.Schema) }
+
+// The doctor says that the clock is behind, but not for what clocks may differ by.
+func TestClockNotes(t *testing.T) {
+	if n := clockNotes([]worker.Status{{}, {ClockBehind: partition.ClockTolerance}}); n != nil {
+		t.Errorf("clocks that are right: %q", n)
+	}
+	n := clockNotes([]worker.Status{{ClockBehind: time.Minute}, {}, {ClockBehind: time.Hour}})
+	if len(n) != 1 || !strings.Contains(n[0], "up to 1h0m0s behind the latest time in the logs of 2 partitions") {
+		t.Errorf("a clock that is behind: %q", n)
+	}
+}
 
 // The doctor and the list of invocations have the same names for the same things.
 func TestCheckupNamesStatusesLikeTheList(t *testing.T) {

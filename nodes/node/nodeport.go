@@ -119,6 +119,7 @@ type partitionMetrics struct {
 	active   *prometheus.Desc
 	restarts *prometheus.Desc
 	parked   *prometheus.Desc
+	behind   *prometheus.Desc
 }
 
 // newPartitionMetrics; tail is that of a partition's log, if it is known here.
@@ -134,12 +135,13 @@ func newPartitionMetrics(statuses func() []worker.Status, tail func(cluster.Part
 		applied:  prometheus.NewDesc("perdure_partition_applied_lsn", "Last record of its log that a partition has applied.", p, nil),
 		restarts: prometheus.NewDesc("perdure_partition_restarts_total", "Times that a partition's processor failed and was started again.", p, nil),
 		parked:   prometheus.NewDesc("perdure_partition_parked", "1 while a partition stays stopped because going on could do harm.", p, nil),
+		behind:   prometheus.NewDesc("perdure_partition_clock_behind_seconds", "How far this node's clock is behind the latest time in a partition's log: it is wrong, or a former leader's was.", p, nil),
 	}
 }
 
 // Describe implements prometheus.Collector.
 func (m *partitionMetrics) Describe(ch chan<- *prometheus.Desc) {
-	for _, d := range []*prometheus.Desc{m.lag, m.unknown, m.total, m.active, m.leading, m.applied, m.restarts, m.parked} {
+	for _, d := range []*prometheus.Desc{m.lag, m.unknown, m.total, m.active, m.leading, m.applied, m.restarts, m.parked, m.behind} {
 		ch <- d
 	}
 }
@@ -167,6 +169,7 @@ func (m *partitionMetrics) Collect(ch chan<- prometheus.Metric) {
 		ch <- prometheus.MustNewConstMetric(m.applied, prometheus.GaugeValue, float64(s.Applied), p)
 		ch <- prometheus.MustNewConstMetric(m.restarts, prometheus.CounterValue, float64(s.Restarts), p)
 		ch <- prometheus.MustNewConstMetric(m.parked, prometheus.GaugeValue, parked, p)
+		ch <- prometheus.MustNewConstMetric(m.behind, prometheus.GaugeValue, s.ClockBehind.Seconds(), p)
 	}
 	slices.Sort(lags)
 	for _, q := range []struct {

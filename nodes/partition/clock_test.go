@@ -1,6 +1,7 @@
 package partition
 
 import (
+	"bytes"
 	"context"
 	"log/slog"
 	"math"
@@ -189,6 +190,34 @@ func TestWrongClockIsOverWithTheClock(t *testing.T) {
 				}
 			})
 		}
+	}
+}
+
+// A leader whose clock is behind the log says so, once each time, and anybody can ask how far.
+func TestClockBehindIsTold(t *testing.T) {
+	c := newClocked(t, noon)
+	var told bytes.Buffer
+	c.s.p.log = slog.New(slog.NewTextHandler(&told, nil))
+	for _, step := range []struct {
+		clock  time.Duration
+		behind time.Duration
+		told   int
+	}{
+		{0, 0, 0}, {-5 * time.Second, 5 * time.Second, 0}, {-time.Hour, time.Hour, 1}, {-59 * time.Minute, 59 * time.Minute, 1},
+		{time.Minute, 0, 1}, {-time.Minute, 2 * time.Minute, 2},
+	} {
+		c.at(noon.Add(step.clock))
+		c.submit("x", noon.Add(year)) // so that the log has the time
+		if got := c.s.p.ClockBehind(); got != step.behind {
+			t.Errorf("the clock at %v: behind by %v, want %v", step.clock, got, step.behind)
+		}
+		if n := strings.Count(told.String(), "the clock of this node is behind"); n != step.told {
+			t.Errorf("the clock at %v: told %d times, want %d:\n%s", step.clock, n, step.told, &told)
+		}
+	}
+	c.elect(noon.Add(-time.Minute))
+	if got := c.s.p.ClockBehind(); got != 2*time.Minute {
+		t.Errorf("the next leader's clock is behind by %v, want 2m", got)
 	}
 }
 

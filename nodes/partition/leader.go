@@ -37,6 +37,7 @@ type leader struct {
 	nextClean    time.Time
 	cleaning     map[ident.InvocationID]struct{} // purges proposed and not yet applied
 	durableAsked cluster.LSN
+	clockBehind  bool // it was told that the clock is behind
 	trims        []trim
 	acks         []ack // scratch
 
@@ -330,6 +331,12 @@ func (l *leader) offer(c *recordpb.Command) bool {
 
 // tick is the slow housekeeping: retention, durability, trimming.
 func (l *leader) tick(ctx context.Context, now time.Time) error {
+	if behind := l.p.clockBehind(now); behind > ClockTolerance != l.clockBehind {
+		if l.clockBehind = !l.clockBehind; l.clockBehind {
+			l.p.log.Warn("the clock of this node is behind the latest time in the log: timers are late if it is wrong; if a former leader's was, what was recorded then is kept longer",
+				"by", behind.Round(time.Second))
+		}
+	}
 	if isTime(now, l.nextClean, l.p.cfg.CleanupInterval) {
 		l.nextClean = now.Add(l.p.cfg.CleanupInterval)
 		if err := l.clean(now); err != nil {

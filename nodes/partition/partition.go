@@ -18,6 +18,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"math"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -180,6 +181,7 @@ type Processor struct {
 	aside    func(f func()) // runs a flush or a trim beside the loop; Run waits for it
 	actions  fsm.Actions
 	applied  atomic.Uint64
+	latest   atomic.Uint64 // creation time of the log's newest record so far, ms since the epoch
 	failed   chan error
 
 	leader atomic.Pointer[leader]
@@ -207,12 +209,25 @@ func New(cfg Config, st *store.Store) (*Processor, error) {
 		return nil, fmt.Errorf("read the applied LSN of partition %d: %w", cfg.Partition, err)
 	}
 	p.applied.Store(uint64(lsn))
+	p.latest.Store(m.LatestMs())
 	p.aside = p.side.Go
 	return p, nil
 }
 
 // AppliedLSN is the position up to which the log is applied. Any goroutine may ask.
 func (p *Processor) AppliedLSN() cluster.LSN { return cluster.LSN(p.applied.Load()) }
+
+// ClockTolerance is by how much the clocks of leaders may differ without anybody being told: more than clocks that are set
+// by the network differ, and less than what matters to somebody who sleeps.
+const ClockTolerance = 10 * time.Second
+
+// ClockBehind is how far this node's clock is behind the latest creation time in the log that was applied; 0 if it is not.
+// Either it is wrong now, or the clock of a former leader was. Any goroutine may ask.
+func (p *Processor) ClockBehind() time.Duration { return p.clockBehind(p.cfg.Now()) }
+
+func (p *Processor) clockBehind(now time.Time) time.Duration {
+	return max(time.UnixMilli(int64(min(p.latest.Load(), math.MaxInt64))).Sub(now), 0)
+}
 
 // Leading reports whether the processor leads its partition now.
 func (p *Processor) Leading() bool { return p.leader.Load() != nil }
@@ -364,6 +379,7 @@ func (p *Processor) applyAvailable() (n int, err error) {
 		return 0, fmt.Errorf("commit the batch at %d of partition %d: %w", lsn, p.cfg.Partition, err)
 	}
 	p.applied.Store(uint64(lsn))
+	p.latest.Store(p.fsm.LatestMs())
 	if p.cfg.Listener.Applied != nil {
 		p.cfg.Listener.Applied(p.cfg.Partition, n, p.cfg.Now().Sub(start))
 	}

@@ -70,6 +70,8 @@ type Status struct {
 	Leading   bool
 	Applied   cluster.LSN
 	Restarts  int
+	// ClockBehind is how far the node's clock is behind the latest time in the log; see partition.Processor.
+	ClockBehind time.Duration
 	// Parked says that the processor stays stopped because going on could do harm; LastError says why.
 	Parked    bool
 	LastError string
@@ -141,7 +143,7 @@ func (w *Worker) Statuses() []Status {
 		out[i] = s.status
 		s.mu.Unlock()
 		if p := s.proc.Load(); p != nil {
-			out[i].Leading, out[i].Applied = p.Leading(), p.AppliedLSN()
+			out[i].Leading, out[i].Applied, out[i].ClockBehind = p.Leading(), p.AppliedLSN(), p.ClockBehind()
 		}
 	}
 	return out
