@@ -30,7 +30,7 @@ func (m *Machine) call(r *row, c *protocolpb.CallCommand, callee *invocationpb.E
 	}
 	x.LimitKey = c.GetLimitKey()
 	x.Sink = m.sink(r, c.ResultCompletionId)
-	if err := m.sendInvocation(id, x); err != nil {
+	if err := m.outbox.send(invokeMessage(id, x)); err != nil {
 		return err
 	}
 	if err := m.expect(r, c.ResultCompletionId, protocol.TypeCallCompletion); err != nil {
@@ -46,7 +46,7 @@ func (m *Machine) oneWayCall(r *row, c *protocolpb.OneWayCallCommand, callee *in
 	}
 	x.LimitKey = c.GetLimitKey()
 	x.ExecutionTimeMs = c.InvokeTime
-	if err := m.sendInvocation(id, x); err != nil {
+	if err := m.outbox.send(invokeMessage(id, x)); err != nil {
 		return err
 	}
 	return m.called(r, c.InvocationIdNotificationIdx, id)
@@ -81,8 +81,8 @@ func (m *Machine) callee(r *row, callee *invocationpb.Effect_Callee, parameter [
 	return x, id, true
 }
 
-func (m *Machine) sendInvocation(id ident.InvocationID, x *invocationpb.Invocation) error {
-	return m.send(&recordpb.Command{PartitionKey: uint64(id.PartitionKey()), Kind: &recordpb.Command_Invoke{Invoke: x}})
+func invokeMessage(id ident.InvocationID, x *invocationpb.Invocation) *recordpb.Command {
+	return &recordpb.Command{PartitionKey: uint64(id.PartitionKey()), Kind: &recordpb.Command_Invoke{Invoke: x}}
 }
 
 // called tells the caller the id of its callee at once: it needs it to cancel it.
@@ -103,7 +103,7 @@ func (m *Machine) attachCommand(r *row, c *protocolpb.AttachInvocationCommand) e
 	if err := m.expect(r, c.ResultCompletionId, protocol.TypeAttachInvocationCompletion); err != nil {
 		return err
 	}
-	return m.send(&recordpb.Command{
+	return m.outbox.send(&recordpb.Command{
 		PartitionKey: uint64(id.PartitionKey()),
 		Kind:         &recordpb.Command_Attach{Attach: &recordpb.Attach{InvocationId: id[:], Sink: m.sink(r, c.ResultCompletionId)}},
 	})
@@ -117,7 +117,7 @@ func (m *Machine) getOutputCommand(r *row, c *protocolpb.GetInvocationOutputComm
 	if err := m.expect(r, c.ResultCompletionId, protocol.TypeGetInvocationOutputCompletion); err != nil {
 		return err
 	}
-	return m.send(&recordpb.Command{
+	return m.outbox.send(&recordpb.Command{
 		PartitionKey: uint64(id.PartitionKey()),
 		Kind:         &recordpb.Command_GetOutput{GetOutput: &recordpb.GetOutput{InvocationId: id[:], Sink: m.sink(r, c.ResultCompletionId)}},
 	})
@@ -150,9 +150,9 @@ func (m *Machine) sendSignal(r *row, c *protocolpb.SendSignalCommand) error {
 	}
 	res := protocol.ResultOf(c.GetValue(), c.GetFailure())
 	if k, ok := c.SignalId.(*protocolpb.SendSignalCommand_Name); ok {
-		return m.emitSignal(id, &recordpb.Signal{InvocationId: id[:], Id: &recordpb.Signal_Name{Name: k.Name}, Result: res})
+		return m.outbox.send(signalMessage(id, &recordpb.Signal{InvocationId: id[:], Id: &recordpb.Signal_Name{Name: k.Name}, Result: res}))
 	}
-	return m.emitSignal(id, &recordpb.Signal{InvocationId: id[:], Id: &recordpb.Signal_Index{Index: c.GetIdx()}, Result: res})
+	return m.outbox.send(signalMessage(id, &recordpb.Signal{InvocationId: id[:], Id: &recordpb.Signal_Index{Index: c.GetIdx()}, Result: res}))
 }
 
 func (m *Machine) completeAwakeable(r *row, c *protocolpb.CompleteAwakeableCommand) error {
@@ -163,14 +163,14 @@ func (m *Machine) completeAwakeable(r *row, c *protocolpb.CompleteAwakeableComma
 	if a.Old { // belongs to a journal of a protocol that is no longer spoken
 		return nil
 	}
-	return m.emitSignal(a.Invocation, &recordpb.Signal{
+	return m.outbox.send(signalMessage(a.Invocation, &recordpb.Signal{
 		InvocationId: a.Invocation[:], Id: &recordpb.Signal_Index{Index: a.Signal}, Result: protocol.ResultOf(c.GetValue(), c.GetFailure()),
-	})
+	}))
 }
 
-// emitSignal sends a signal; its target takes index 1 as the request to cancel.
-func (m *Machine) emitSignal(id ident.InvocationID, s *recordpb.Signal) error {
-	return m.send(&recordpb.Command{PartitionKey: uint64(id.PartitionKey()), Kind: &recordpb.Command_Signal{Signal: s}})
+// signalMessage carries a signal; its target takes index 1 as the request to cancel.
+func signalMessage(id ident.InvocationID, s *recordpb.Signal) *recordpb.Command {
+	return &recordpb.Command{PartitionKey: uint64(id.PartitionKey()), Kind: &recordpb.Command_Signal{Signal: s}}
 }
 
 // outputResult is what an Output command says.

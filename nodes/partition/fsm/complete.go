@@ -238,7 +238,7 @@ func (m *Machine) answer(s *invocationpb.Sink, res *invocationpb.Result, t *invo
 		m.dropped++
 		return nil
 	}
-	return m.send(&recordpb.Command{
+	return m.outbox.send(&recordpb.Command{
 		PartitionKey: uint64(caller.PartitionKey()),
 		Kind: &recordpb.Command_Response{Response: &recordpb.Response{
 			InvocationId: s.Caller, CompletionId: s.CompletionId, Result: res, Life: s.Life,
@@ -344,7 +344,7 @@ func (m *Machine) killChildren(r *row) error {
 		return err
 	}
 	for _, id := range ids {
-		err := m.send(&recordpb.Command{
+		err := m.outbox.send(&recordpb.Command{
 			PartitionKey: uint64(id.PartitionKey()),
 			Kind: &recordpb.Command_Terminate{Terminate: &recordpb.Terminate{
 				InvocationId: append([]byte(nil), id[:]...), Mode: recordpb.Terminate_KILL,

@@ -335,7 +335,7 @@ func randomLog(t *testing.T, seed uint64) bool {
 		}
 		step(c)
 		if i%7 == 0 || i == 399 {
-			if bad := readTables(w.txn).check(&w.m.counters); len(bad) > 0 {
+			if bad := readTables(w.txn).check(&w.m.counters.row); len(bad) > 0 {
 				t.Errorf("seed %d, after command %d: %v", seed, i, bad)
 				return false
 			}
@@ -363,7 +363,7 @@ func randomLog(t *testing.T, seed uint64) bool {
 			step(purge(id, false, false))
 		}
 	}
-	if bad := readTables(w.txn).check(&w.m.counters); len(bad) > 0 {
+	if bad := readTables(w.txn).check(&w.m.counters.row); len(bad) > 0 {
 		t.Errorf("seed %d, at the end: %v", seed, bad)
 	}
 	w.wantEmpty(invocationTables...)

@@ -176,8 +176,8 @@ func TestOutboxIsTruncatedFromTheHead(t *testing.T) {
 	}
 	for _, step := range []struct{ upTo, left, head uint64 }{{3, 197, 4}, {2, 197, 4}, {150, 50, 151}, {1000, 0, 201}, {0, 0, 201}} {
 		w.apply(truncate(step.upTo))
-		if n := uint64(w.count(keyspace.TagOutbox)); n != step.left || w.m.counters.OutboxHead != step.head {
-			t.Fatalf("after truncating %d: %d left, head %d; want %d, %d", step.upTo, n, w.m.counters.OutboxHead, step.left, step.head)
+		if n := uint64(w.count(keyspace.TagOutbox)); n != step.left || w.m.counters.row.OutboxHead != step.head {
+			t.Fatalf("after truncating %d: %d left, head %d; want %d, %d", step.upTo, n, w.m.counters.row.OutboxHead, step.left, step.head)
 		}
 	}
 	if a := w.one(w.effects(id, sendTo(service("B"), 999, 999, 0)), ActOutbox); a.Index != 201 {

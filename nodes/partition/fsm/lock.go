@@ -79,9 +79,7 @@ func (m *Machine) take(l *lock, id ident.InvocationID) {
 
 // enqueue puts something in the inbox of an object whose lock is held.
 func (m *Machine) enqueue(l *lock, b *storepb.Inboxed) (sequence uint64, err error) {
-	sequence = m.counters.InboxNext
-	m.counters.InboxNext++
-	m.countersDirty = true
+	sequence = m.counters.next(&m.counters.row.InboxNext)
 	if l.row.Queued == 0 {
 		l.row.Next = sequence
 	}

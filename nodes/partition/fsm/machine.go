@@ -30,18 +30,20 @@ type Machine struct {
 	keys      cluster.KeyRange
 
 	// Rows that nearly every command changes are held here and written once per batch, by Finish.
-	counters      storepb.Counters
-	countersDirty bool
-	producers     producers
-	epoch         cluster.Epoch
-	latest        uint64 // creation time of the log's newest record so far, ms since the epoch
-	rows          rowCache
-	locks         lockCache
+	counters  counters
+	producers producers
+	epoch     cluster.Epoch
+	latest    uint64 // creation time of the log's newest record so far, ms since the epoch
+	rows      rowCache
+	locks     lockCache
+
+	outbox outbox
 }
 
 // New makes the machine of a partition from what the store has.
 func New(p cluster.PartitionID, keys cluster.KeyRange, r Reader) (*Machine, error) {
 	m := &Machine{partition: p, keys: keys}
+	m.outbox = outbox{&m.step, &m.counters}
 	m.rows.init()
 	m.locks.init()
 	if err := m.load(r); err != nil {
@@ -51,12 +53,9 @@ func New(p cluster.PartitionID, keys cluster.KeyRange, r Reader) (*Machine, erro
 }
 
 func (m *Machine) load(r Reader) error {
-	if _, err := read(r, keyspace.AppendMeta(nil, keyspace.MetaCounters), &m.counters); err != nil {
+	if err := m.counters.load(r); err != nil {
 		return err
 	}
-	m.counters.OutboxNext = max(m.counters.OutboxNext, 1)
-	m.counters.OutboxHead = max(m.counters.OutboxHead, 1)
-	m.counters.InboxNext = max(m.counters.InboxNext, 1)
 	var l storepb.Leader
 	if _, err := read(r, keyspace.AppendMeta(nil, keyspace.MetaLeader), &l); err != nil {
 		return err
@@ -116,11 +115,8 @@ func (m *Machine) Finish(txn Txn, lsn cluster.LSN) error {
 	if err := m.producers.flush(&m.step); err != nil {
 		return err
 	}
-	if m.countersDirty {
-		m.countersDirty = false
-		if err := m.write(keyspace.AppendMeta(m.key[:0], keyspace.MetaCounters), &m.counters); err != nil {
-			return err
-		}
+	if err := m.counters.flush(&m.step); err != nil {
+		return err
 	}
 	return txn.SetApplied(lsn, m.latest)
 }
@@ -156,7 +152,7 @@ func (m *Machine) dispatch(cmd *recordpb.Command) error {
 	case *recordpb.Command_AnnounceLeader:
 		return m.announce(k.AnnounceLeader)
 	case *recordpb.Command_TruncateOutbox:
-		return m.truncateOutbox(k.TruncateOutbox.Index)
+		return m.outbox.truncate(k.TruncateOutbox.Index)
 	case *recordpb.Command_PartitionDurability:
 		return m.durability(k.PartitionDurability)
 	case *recordpb.Command_VersionBarrier:

@@ -119,33 +119,3 @@ func (m *Machine) barrier(b *recordpb.VersionBarrier) error {
 	m.key = keyspace.AppendMeta(m.key[:0], keyspace.MetaBarrier)
 	return m.write(m.key, &storepb.Barrier{MinVersion: b.MinVersion, Features: b.Features, Lsn: m.lsn})
 }
-
-// send appends a message to the outbox. The command must not change afterwards.
-func (m *Machine) send(c *recordpb.Command) error {
-	index := m.counters.OutboxNext
-	m.counters.OutboxNext++
-	m.countersDirty = true
-	act := m.out.add(ActOutbox)
-	act.Index, act.Command = index, c
-	m.key = keyspace.AppendOutbox(m.key[:0], index)
-	return m.write(m.key, c)
-}
-
-func (m *Machine) truncateOutbox(index uint64) error {
-	head, end := m.counters.OutboxHead, min(index, m.counters.OutboxNext-1)+1
-	if end <= head {
-		return nil
-	}
-	m.counters.OutboxHead = end
-	m.countersDirty = true
-	if end-head >= rangeDeleteFrom {
-		return m.txn.DeleteRange(keyspace.AppendOutbox(nil, head), keyspace.AppendOutbox(nil, end))
-	}
-	for i := head; i < end; i++ {
-		m.key = keyspace.AppendOutbox(m.key[:0], i)
-		if err := m.txn.Delete(m.key); err != nil {
-			return err
-		}
-	}
-	return nil
-}

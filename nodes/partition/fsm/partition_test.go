@@ -114,10 +114,10 @@ func TestCountersSurviveARestart(t *testing.T) {
 	if a := w.one(w.effects(ids[0], sendTo(service("B"), 2, 2, 0)), ActOutbox); a.Index != 2 {
 		t.Fatalf("outbox index %d", a.Index)
 	}
-	seq := w.m.counters.InboxNext
+	seq := w.m.counters.row.InboxNext
 	w.queue("l", 2)
-	if w.m.counters.InboxNext != seq+1 || seq != 3 {
-		t.Fatalf("inbox sequence %d after %d", w.m.counters.InboxNext, seq)
+	if w.m.counters.row.InboxNext != seq+1 || seq != 3 {
+		t.Fatalf("inbox sequence %d after %d", w.m.counters.row.InboxNext, seq)
 	}
 }
 
