@@ -271,7 +271,8 @@ func (m *Machine) remove(r *row, res *invocationpb.Result) error {
 	case storepb.Invocation_SCHEDULED:
 		err = m.deleteTimer(keyspace.TimerKey{FireAtMs: inv.ExecutionTimeMs, Kind: keyspace.TimerInvoke, ID: r.id})
 	case storepb.Invocation_INBOXED:
-		err = m.leaveInbox(r)
+		o := object(&r.id, inv.Target)
+		err = m.locks.leave(&o, r.id, inv.InboxSequence)
 	}
 	if err != nil {
 		return err
@@ -371,4 +372,37 @@ func (m *Machine) callees(r *row) (ids []ident.InvocationID, err error) {
 		return true, nil
 	})
 	return ids, err
+}
+
+// unlock releases the lock that the invocation may hold and gives it to the next in the inbox.
+func (m *Machine) unlock(id ident.InvocationID, o *keyspace.Object) error {
+	for {
+		next, err := m.locks.pass(id, o)
+		switch {
+		case err != nil || next == nil:
+			return err
+		case next.Patch == nil:
+			return m.startInboxed(next.InvocationId)
+		}
+		if err := m.applyPatch(o, next.Patch); err != nil {
+			return err
+		}
+	}
+}
+
+func (m *Machine) startInboxed(raw []byte) error {
+	id, err := ident.InvocationIDFromBytes(raw)
+	if err != nil {
+		return fmt.Errorf("%w: inbox: %w", keyspace.ErrCorrupt, err)
+	}
+	r, err := m.row(id)
+	if err != nil {
+		return err
+	}
+	if r.status() != storepb.Invocation_INBOXED {
+		return fmt.Errorf("%w: %s waits in an inbox with status %s", keyspace.ErrCorrupt, id, r.status())
+	}
+	r.inv.InboxSequence = 0
+	m.start(r, nil)
+	return nil
 }

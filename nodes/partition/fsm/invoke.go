@@ -128,19 +128,19 @@ func (m *Machine) admit(r *row, fresh *Fresh) error {
 		return nil
 	}
 	o := object(&r.id, r.inv.Target)
-	l, err := m.lock(&o)
+	l, err := m.locks.of(&o)
 	if err != nil {
 		return err
 	}
 	if l.row == nil {
-		m.take(l, r.id)
+		m.locks.take(l, r.id)
 		m.start(r, fresh)
 		return nil
 	}
 	r.inv.Status = storepb.Invocation_INBOXED
 	r.inv.InboxedAtMs = m.now
 	m.touch(r)
-	r.inv.InboxSequence, err = m.enqueue(l, &storepb.Inboxed{InvocationId: r.id[:], CreatedAtMs: m.now})
+	r.inv.InboxSequence, err = m.locks.enqueue(l, &storepb.Inboxed{InvocationId: r.id[:], CreatedAtMs: m.now})
 	return err
 }
 

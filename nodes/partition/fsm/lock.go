@@ -16,21 +16,29 @@ type lock struct {
 	dirty  bool
 }
 
-// lockCache is for locks what rowCache is for status rows.
-type lockCache struct {
-	locks map[keyspace.Object]*lock
-	dirty []*lock
+// locks holds the locks of objects and their inboxes. A lock that is held says how many rows the inbox has, one that is free has
+// none and is no row. What waits gets its turn in the order in which it came.
+//
+// The lock's row is written once per batch; those of the inbox at once.
+type locks struct {
+	*step
+	counters *counters
+	known    map[keyspace.Object]*lock
+	dirty    []*lock
 }
 
-func (c *lockCache) init() { c.locks = make(map[keyspace.Object]*lock) }
+func newLocks(s *step, c *counters) locks {
+	return locks{step: s, counters: c, known: make(map[keyspace.Object]*lock)}
+}
 
-func (m *Machine) lock(o *keyspace.Object) (*lock, error) {
-	if l := m.locks.locks[*o]; l != nil {
+// of reads the lock of an object.
+func (c *locks) of(o *keyspace.Object) (*lock, error) {
+	if l := c.known[*o]; l != nil {
 		return l, nil
 	}
 	row := new(storepb.Lock)
-	m.key = keyspace.AppendLock(m.key[:0], o)
-	ok, err := m.readCommitted(m.key, row)
+	c.key = keyspace.AppendLock(c.key[:0], o)
+	ok, err := c.readCommitted(c.key, row)
 	if err != nil {
 		return nil, err
 	}
@@ -38,130 +46,106 @@ func (m *Machine) lock(o *keyspace.Object) (*lock, error) {
 	if ok {
 		l.row = row
 	}
-	m.locks.locks[*o] = l
+	c.known[*o] = l
 	return l, nil
 }
 
-func (m *Machine) touchLock(l *lock) {
+func (c *locks) touch(l *lock) {
 	if !l.dirty {
 		l.dirty = true
-		m.locks.dirty = append(m.locks.dirty, l)
+		c.dirty = append(c.dirty, l)
 	}
 }
 
-func (m *Machine) flushLocks() error {
-	for i, l := range m.locks.dirty {
-		m.locks.dirty[i] = nil
+func (c *locks) flush() error {
+	for i, l := range c.dirty {
+		c.dirty[i] = nil
 		l.dirty = false
-		m.key = keyspace.AppendLock(m.key[:0], &l.object)
+		c.key = keyspace.AppendLock(c.key[:0], &l.object)
 		var err error
 		if l.row == nil {
-			err = m.txn.Delete(m.key)
+			err = c.txn.Delete(c.key)
 		} else {
-			err = m.write(m.key, l.row)
+			err = c.write(c.key, l.row)
 		}
 		if err != nil {
 			return err
 		}
 	}
-	m.locks.dirty = m.locks.dirty[:0]
-	if len(m.locks.locks) > cachedRows {
-		clear(m.locks.locks)
+	c.dirty = c.dirty[:0]
+	if len(c.known) > cachedRows {
+		clear(c.known)
 	}
 	return nil
 }
 
 // take gives a free lock to an invocation.
-func (m *Machine) take(l *lock, id ident.InvocationID) {
-	l.row = &storepb.Lock{Holder: append([]byte(nil), id[:]...), AcquiredAtMs: m.now}
-	m.touchLock(l)
+func (c *locks) take(l *lock, id ident.InvocationID) {
+	l.row = &storepb.Lock{Holder: append([]byte(nil), id[:]...), AcquiredAtMs: c.now}
+	c.touch(l)
 }
 
 // enqueue puts something in the inbox of an object whose lock is held.
-func (m *Machine) enqueue(l *lock, b *storepb.Inboxed) (sequence uint64, err error) {
-	sequence = m.counters.next(&m.counters.row.InboxNext)
+func (c *locks) enqueue(l *lock, b *storepb.Inboxed) (sequence uint64, err error) {
+	sequence = c.counters.next(&c.counters.row.InboxNext)
 	if l.row.Queued == 0 {
 		l.row.Next = sequence
 	}
 	l.row.Queued++
-	m.touchLock(l)
-	m.key = keyspace.AppendInbox(m.key[:0], &l.object, sequence)
-	return sequence, m.write(m.key, b)
+	c.touch(l)
+	c.key = keyspace.AppendInbox(c.key[:0], &l.object, sequence)
+	return sequence, c.write(c.key, b)
 }
 
-// leaveInbox takes an invocation out of the inbox that it waits in.
-func (m *Machine) leaveInbox(r *row) error {
-	o := object(&r.id, r.inv.Target)
-	l, err := m.lock(&o)
+// leave takes the invocation that waits at sequence out of an inbox.
+func (c *locks) leave(o *keyspace.Object, id ident.InvocationID, sequence uint64) error {
+	l, err := c.of(o)
 	if err != nil {
 		return err
 	}
 	if l.row == nil || l.row.Queued == 0 {
-		return fmt.Errorf("%w: %s is in the inbox of an object that nobody waits for", keyspace.ErrCorrupt, r.id)
+		return fmt.Errorf("%w: %s is in the inbox of an object that nobody waits for", keyspace.ErrCorrupt, id)
 	}
 	l.row.Queued--
-	m.touchLock(l)
-	m.key = keyspace.AppendInbox(m.key[:0], &o, r.inv.InboxSequence)
-	return m.txn.Delete(m.key)
+	c.touch(l)
+	c.key = keyspace.AppendInbox(c.key[:0], o, sequence)
+	return c.txn.Delete(c.key)
 }
 
-// unlock releases the lock that the invocation may hold and gives it to the next in the inbox.
-func (m *Machine) unlock(id ident.InvocationID, o *keyspace.Object) error {
-	l, err := m.lock(o)
+// pass takes the next out of the inbox of an object that id holds. An invocation has the lock from here on; before a patch of the
+// state id keeps it, so that pass can be called again. Without a next the lock is free. Nil is also returned when id holds nothing.
+func (c *locks) pass(id ident.InvocationID, o *keyspace.Object) (*storepb.Inboxed, error) {
+	l, err := c.of(o)
 	if err != nil {
-		return err
+		return nil, err
 	}
 	if l.row == nil || !bytes.Equal(l.row.Holder, id[:]) {
-		return nil
+		return nil, nil
 	}
-	m.touchLock(l)
-	for l.row.Queued > 0 {
-		seq, b, err := m.firstInboxed(o, l.row.Next)
-		if err != nil {
-			return err
-		}
-		l.row.Queued--
-		l.row.Next = seq + 1
-		m.key = keyspace.AppendInbox(m.key[:0], o, seq)
-		if err := m.txn.Delete(m.key); err != nil {
-			return err
-		}
-		if b.Patch != nil {
-			if err := m.applyPatch(o, b.Patch); err != nil {
-				return err
-			}
-			continue
-		}
-		l.row.Holder, l.row.AcquiredAtMs = b.InvocationId, m.now
-		return m.startInboxed(b.InvocationId)
+	c.touch(l)
+	if l.row.Queued == 0 {
+		l.row = nil
+		return nil, nil
 	}
-	l.row = nil
-	return nil
+	seq, b, err := c.first(o, l.row.Next)
+	if err != nil {
+		return nil, err
+	}
+	l.row.Queued--
+	l.row.Next = seq + 1
+	if b.Patch == nil {
+		l.row.Holder, l.row.AcquiredAtMs = b.InvocationId, c.now
+	}
+	c.key = keyspace.AppendInbox(c.key[:0], o, seq)
+	return b, c.txn.Delete(c.key)
 }
 
-func (m *Machine) startInboxed(raw []byte) error {
-	id, err := ident.InvocationIDFromBytes(raw)
-	if err != nil {
-		return fmt.Errorf("%w: inbox: %w", keyspace.ErrCorrupt, err)
-	}
-	r, err := m.row(id)
-	if err != nil {
-		return err
-	}
-	if r.status() != storepb.Invocation_INBOXED {
-		return fmt.Errorf("%w: %s waits in an inbox with status %s", keyspace.ErrCorrupt, id, r.status())
-	}
-	r.inv.InboxSequence = 0
-	m.start(r, nil)
-	return nil
-}
-
-// firstInboxed reads the oldest of an inbox that has something. from skips what is known to be gone: the
+// first reads the oldest of an inbox that has something. from skips what is known to be gone: the
 // deleted rows below it would have to be passed again each time.
-func (m *Machine) firstInboxed(o *keyspace.Object, from uint64) (seq uint64, b *storepb.Inboxed, err error) {
-	m.key = keyspace.AppendInbox(m.key[:0], o, from)
+func (c *locks) first(o *keyspace.Object, from uint64) (seq uint64, b *storepb.Inboxed, err error) {
+	c.key = keyspace.AppendInbox(c.key[:0], o, from)
 	end := keyspace.PrefixEnd(nil, keyspace.AppendInboxPrefix(nil, o))
-	err = m.txn.Scan(m.key, end, func(key, value []byte) (bool, error) {
+	err = c.txn.Scan(c.key, end, func(key, value []byte) (bool, error) {
 		if _, seq, err = keyspace.InboxOf(key); err != nil {
 			return false, err
 		}

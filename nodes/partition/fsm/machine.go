@@ -35,17 +35,17 @@ type Machine struct {
 	epoch     cluster.Epoch
 	latest    uint64 // creation time of the log's newest record so far, ms since the epoch
 	rows      rowCache
-	locks     lockCache
 
+	locks  locks
 	outbox outbox
 }
 
 // New makes the machine of a partition from what the store has.
 func New(p cluster.PartitionID, keys cluster.KeyRange, r Reader) (*Machine, error) {
 	m := &Machine{partition: p, keys: keys}
+	m.locks = newLocks(&m.step, &m.counters)
 	m.outbox = outbox{&m.step, &m.counters}
 	m.rows.init()
-	m.locks.init()
 	if err := m.load(r); err != nil {
 		return nil, fmt.Errorf("load the state of partition %d: %w", p, err)
 	}
@@ -109,7 +109,7 @@ func (m *Machine) Finish(txn Txn, lsn cluster.LSN) error {
 	if err := m.flushRows(); err != nil {
 		return err
 	}
-	if err := m.flushLocks(); err != nil {
+	if err := m.locks.flush(); err != nil {
 		return err
 	}
 	if err := m.producers.flush(&m.step); err != nil {

@@ -99,14 +99,14 @@ func (m *Machine) patchState(x *recordpb.PatchState, requestID []byte) error {
 	}
 	o := keyspace.Object{Partition: ident.KeyPartition(x.Key), Service: x.Service, Key: x.Key}
 	patch := patchOf(x)
-	l, err := m.lock(&o)
+	l, err := m.locks.of(&o)
 	if err != nil {
 		return err
 	}
 	if l.row == nil {
 		return m.applyPatch(&o, patch)
 	}
-	_, err = m.enqueue(l, &storepb.Inboxed{Patch: patch, CreatedAtMs: m.now})
+	_, err = m.locks.enqueue(l, &storepb.Inboxed{Patch: patch, CreatedAtMs: m.now})
 	return err
 }
 
