@@ -29,20 +29,20 @@ type Machine struct {
 	partition cluster.PartitionID
 	keys      cluster.KeyRange
 
-	// Rows that nearly every command changes are held here and written once per batch, by Finish.
-	counters  counters
-	producers producers
-	epoch     cluster.Epoch
-	latest    uint64 // creation time of the log's newest record so far, ms since the epoch
-	rows      rowCache
+	latest uint64 // creation time of the log's newest record so far, ms since the epoch
 
-	locks  locks
-	outbox outbox
+	// The parts. Rows that nearly every command changes are held in them and written once per batch, by Finish.
+	counters counters
+	rows     rowCache
+	dedup    dedup
+	locks    locks
+	outbox   outbox
 }
 
 // New makes the machine of a partition from what the store has.
 func New(p cluster.PartitionID, keys cluster.KeyRange, r Reader) (*Machine, error) {
 	m := &Machine{partition: p, keys: keys}
+	m.dedup.step = &m.step
 	m.locks = newLocks(&m.step, &m.counters)
 	m.outbox = outbox{&m.step, &m.counters}
 	m.rows.init()
@@ -56,11 +56,9 @@ func (m *Machine) load(r Reader) error {
 	if err := m.counters.load(r); err != nil {
 		return err
 	}
-	var l storepb.Leader
-	if _, err := read(r, keyspace.AppendMeta(nil, keyspace.MetaLeader), &l); err != nil {
+	if err := m.dedup.load(r); err != nil {
 		return err
 	}
-	m.epoch = cluster.Epoch(l.Epoch)
 	v, ok, err := r.Get(keyspace.AppendMeta(nil, keyspace.MetaApplied))
 	if err == nil && ok {
 		_, m.latest, err = keyspace.AppliedOf(v)
@@ -69,7 +67,7 @@ func (m *Machine) load(r Reader) error {
 }
 
 // Epoch is that of the last announced leader; 0 before the first one.
-func (m *Machine) Epoch() cluster.Epoch { return m.epoch }
+func (m *Machine) Epoch() cluster.Epoch { return m.dedup.epoch }
 
 // LatestMs is the latest creation time of the records applied so far, in ms since the epoch, also of those that were
 // applied before the start.
@@ -90,7 +88,7 @@ func (m *Machine) Apply(txn Txn, lsn cluster.LSN, createdAtMs uint64, cmd *recor
 		m.now += mutant.Noise() % 2
 	}
 	defer func() { m.txn, m.out = nil, nil }()
-	ok, err := m.accept(cmd.Dedup)
+	ok, err := m.dedup.accept(cmd.Dedup)
 	if err != nil {
 		return fmt.Errorf("deduplicate: %w", err)
 	}
@@ -112,7 +110,7 @@ func (m *Machine) Finish(txn Txn, lsn cluster.LSN) error {
 	if err := m.locks.flush(); err != nil {
 		return err
 	}
-	if err := m.producers.flush(&m.step); err != nil {
+	if err := m.dedup.flush(); err != nil {
 		return err
 	}
 	if err := m.counters.flush(&m.step); err != nil {
@@ -150,7 +148,7 @@ func (m *Machine) dispatch(cmd *recordpb.Command) error {
 	case *recordpb.Command_PatchState:
 		return m.patchState(k.PatchState, cmd.RequestId)
 	case *recordpb.Command_AnnounceLeader:
-		return m.announce(k.AnnounceLeader)
+		return m.dedup.announce(k.AnnounceLeader)
 	case *recordpb.Command_TruncateOutbox:
 		return m.outbox.truncate(k.TruncateOutbox.Index)
 	case *recordpb.Command_PartitionDurability:
@@ -170,4 +168,16 @@ func (m *Machine) idOf(raw []byte) (id ident.InvocationID, ok bool) {
 		return id, false
 	}
 	return id, true
+}
+
+func (m *Machine) durability(d *recordpb.PartitionDurability) error {
+	act := m.out.add(ActDurable)
+	act.LSN = cluster.LSN(d.DurableLsn)
+	m.key = keyspace.AppendMeta(m.key[:0], keyspace.MetaDurability)
+	return m.write(m.key, &storepb.Durability{DurableLsn: d.DurableLsn, AtMs: m.now})
+}
+
+func (m *Machine) barrier(b *recordpb.VersionBarrier) error {
+	m.key = keyspace.AppendMeta(m.key[:0], keyspace.MetaBarrier)
+	return m.write(m.key, &storepb.Barrier{MinVersion: b.MinVersion, Features: b.Features, Lsn: m.lsn})
 }

@@ -58,7 +58,7 @@ func TestDeduplication(t *testing.T) {
 	}
 	for _, restarts := range []bool{false, true} {
 		w := newWorld(t)
-		w.m.epoch = 0
+		w.m.dedup.epoch = 0
 		for i, s := range steps {
 			if restarts {
 				w = w.restarted()
