@@ -42,9 +42,6 @@ func (t Table) Len() int { return int(t.count) }
 // Replication is the wanted replication of the partition processors.
 func (t Table) Replication() cluster.Replication { return t.replication }
 
-// WithReplication is the table with another wanted replication.
-func (t Table) WithReplication(r cluster.Replication) (Table, error) { return NewTable(t.Len(), r) }
-
 // Lookup is the partition of a key: the key as a fraction of the key space, times the number of partitions.
 func (t Table) Lookup(key cluster.PartitionKey) cluster.PartitionID {
 	partition, _ := bits.Mul64(uint64(key), t.count)

@@ -692,9 +692,6 @@ func (s *Store) Digest(id cluster.LogletID, from, to cluster.Offset) ([]logserve
 	return ranges, nil
 }
 
-// DiskUsage is the space that the store occupies, in bytes.
-func (s *Store) DiskUsage() uint64 { return s.db.Metrics().DiskSpaceUsage() }
-
 // Marker says whose disk this is. A node compares it with what it believes to be, so that a swapped,
 // cloned or wiped disk is noticed.
 type Marker struct {

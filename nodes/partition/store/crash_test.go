@@ -153,32 +153,6 @@ func TestTransactionReadsItsOwnWritesAndWhatWasBefore(t *testing.T) {
 	}
 }
 
-func TestFlushIsAnnounced(t *testing.T) {
-	s := openMem(t, vfs.NewMem())
-	defer s.Close()
-	flushed := make(chan struct{}, 1)
-	s.OnFlush(func() {
-		select {
-		case flushed <- struct{}{}:
-		default:
-		}
-	})
-	txn := s.NewTxn()
-	if err := txn.SetApplied(3, 0); err != nil {
-		t.Fatal(err)
-	}
-	if err := txn.Commit(); err != nil {
-		t.Fatal(err)
-	}
-	if err := s.Flush(); err != nil {
-		t.Fatal(err)
-	}
-	<-flushed
-	if lsn, err := s.DurableLSN(); err != nil || lsn != 3 {
-		t.Fatalf("%d, %v", lsn, err)
-	}
-}
-
 // Readers that are under way when the store closes end first; later ones are refused.
 func TestCloseWaitsForReaders(t *testing.T) {
 	s := openMem(t, vfs.NewMem())
@@ -215,23 +189,6 @@ func TestCloseWaitsForReaders(t *testing.T) {
 		t.Fatal(err)
 	}
 	wg.Wait()
-}
-
-func TestDestroy(t *testing.T) {
-	fs := vfs.NewMem()
-	s := openMem(t, fs)
-	put(t, s, []byte("a"), []byte("b"))
-	if err := s.Close(); err != nil {
-		t.Fatal(err)
-	}
-	if err := Destroy(fs, "p"); err != nil {
-		t.Fatal(err)
-	}
-	s = openMem(t, fs)
-	defer s.Close()
-	if _, ok, err := s.Get([]byte("a")); ok || err != nil {
-		t.Fatalf("%v %v", ok, err)
-	}
 }
 
 // A crash at any moment of the creation leaves a directory that can be opened, and a store that was

@@ -56,35 +56,16 @@ type JournalEntry struct {
 
 // Entries calls fn for the journal of an invocation. Raw is valid until fn returns.
 func (s *Store) Entries(id ident.InvocationID, fn func(JournalEntry) error) error {
-	return s.rows(keyspace.AppendJournalPrefix(nil, &id), func(key, value []byte) error {
-		_, e, err := entryOf(key, value)
-		if err != nil {
+	return s.rows(keyspace.AppendJournalPrefix(nil, &id), func(key, value []byte) (err error) {
+		var e JournalEntry
+		if e.Index, err = keyspace.JournalIndex(key); err != nil {
+			return err
+		}
+		if e.Entry, err = keyspace.EntryOf(value); err != nil {
 			return err
 		}
 		return fn(e)
 	})
-}
-
-// AllEntries calls fn for the journals of all invocations, in the order of ids and entries.
-func (s *Store) AllEntries(fn func(ident.InvocationID, JournalEntry) error) error {
-	return s.rows([]byte{keyspace.TagJournal}, func(key, value []byte) error {
-		id, e, err := entryOf(key, value)
-		if err != nil {
-			return err
-		}
-		return fn(id, e)
-	})
-}
-
-func entryOf(key, value []byte) (id ident.InvocationID, e JournalEntry, err error) {
-	if id, err = keyspace.InvocationOf(key); err != nil {
-		return id, e, err
-	}
-	if e.Index, err = keyspace.JournalIndex(key); err != nil {
-		return id, e, err
-	}
-	e.Entry, err = keyspace.EntryOf(value)
-	return id, e, err
 }
 
 // Events calls fn for the journal events of an invocation, or of all when id is zero.
@@ -114,58 +95,6 @@ func (s *Store) Events(id ident.InvocationID, fn func(id ident.InvocationID, n u
 func (s *Store) State(o keyspace.Object, fn func(key, value []byte) error) error {
 	prefix := keyspace.AppendStatePrefix(nil, &o)
 	return s.rows(prefix, func(key, value []byte) error { return fn(key[len(prefix):], value) })
-}
-
-// AllState calls fn for the state of all objects. Key and value are valid until fn returns.
-func (s *Store) AllState(fn func(o keyspace.Object, key, value []byte) error) error {
-	return s.objects(keyspace.TagState, fn)
-}
-
-// Locks calls fn for the objects that are locked.
-func (s *Store) Locks(fn func(keyspace.Object, *storepb.Lock) error) error {
-	return s.objects(keyspace.TagLock, func(o keyspace.Object, _, value []byte) error {
-		l := new(storepb.Lock)
-		if err := l.UnmarshalVT(value); err != nil {
-			return fmt.Errorf("lock: %w: %w", ErrCorrupt, err)
-		}
-		return fn(o, l)
-	})
-}
-
-// Inbox calls fn for all that wait for an object, in the order of objects and arrival.
-func (s *Store) Inbox(fn func(o keyspace.Object, sequence uint64, b *storepb.Inboxed) error) error {
-	return s.rows([]byte{keyspace.TagInbox}, func(key, value []byte) error {
-		o, seq, err := keyspace.InboxOf(key)
-		if err != nil {
-			return err
-		}
-		b := new(storepb.Inboxed)
-		if err := b.UnmarshalVT(value); err != nil {
-			return fmt.Errorf("inbox: %w: %w", ErrCorrupt, err)
-		}
-		return fn(o, seq, b)
-	})
-}
-
-// Promises calls fn for the durable promises of all workflows.
-func (s *Store) Promises(fn func(o keyspace.Object, name string, p *storepb.Promise) error) error {
-	return s.objects(keyspace.TagPromise, func(o keyspace.Object, rest, value []byte) error {
-		p := new(storepb.Promise)
-		if err := p.UnmarshalVT(value); err != nil {
-			return fmt.Errorf("promise: %w: %w", ErrCorrupt, err)
-		}
-		return fn(o, string(rest), p)
-	})
-}
-
-func (s *Store) objects(tag byte, fn func(o keyspace.Object, rest, value []byte) error) error {
-	return s.rows([]byte{tag}, func(key, value []byte) error {
-		o, rest, err := keyspace.ObjectOf(key)
-		if err != nil {
-			return err
-		}
-		return fn(o, rest, value)
-	})
 }
 
 func (s *Store) rows(prefix []byte, fn func(key, value []byte) error) error {

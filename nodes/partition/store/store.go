@@ -13,7 +13,6 @@ import (
 	"fmt"
 	"log/slog"
 	"sync"
-	"sync/atomic"
 
 	"github.com/cockroachdb/pebble/v2"
 	"github.com/cockroachdb/pebble/v2/bloom"
@@ -99,7 +98,6 @@ type Store struct {
 	closed  bool
 	users   sync.WaitGroup // calls under way
 	failure failure
-	onFlush atomic.Pointer[func()]
 }
 
 // Open opens or creates the store of a partition.
@@ -134,11 +132,6 @@ func (s *Store) pebbleOptions(o *Options) *pebble.Options {
 		CompactionConcurrencyRange:  func() (int, int) { return 1, 1 },
 		Logger:                      pebbleLogger{log},
 		EventListener: &pebble.EventListener{
-			FlushEnd: func(pebble.FlushInfo) {
-				if fn := s.onFlush.Load(); fn != nil {
-					(*fn)()
-				}
-			},
 			BackgroundError: func(err error) { s.failure.set(err) },
 			DataCorruption: func(i pebble.DataCorruptionInfo) {
 				log.Error("the partition store is damaged; this replica must be rebuilt", "path", i.Path, "err", i.Details)
@@ -154,17 +147,6 @@ func (s *Store) pebbleOptions(o *Options) *pebble.Options {
 		po.Levels[i].BlockSize = 8 << 10
 	}
 	return po
-}
-
-// Destroy removes a store that is not open. The log, or a snapshot and the log, must have its content.
-func Destroy(fs vfs.FS, dir string) error {
-	if fs == nil {
-		fs = vfs.Default
-	}
-	if err := fs.RemoveAll(dir); err != nil {
-		return fmt.Errorf("remove the partition store %s: %w", dir, err)
-	}
-	return nil
 }
 
 // Close flushes and closes the store. Calls under way end first.
@@ -202,10 +184,6 @@ func (s *Store) Partition() cluster.PartitionID { return s.partition }
 
 // Range is the range of partition keys of the partition.
 func (s *Store) Range() cluster.KeyRange { return s.keys }
-
-// OnFlush makes fn be called after each flush, when DurableLSN may have moved. fn must return at once and
-// must not use the store.
-func (s *Store) OnFlush(fn func()) { s.onFlush.Store(&fn) }
 
 // Flush makes everything committed so far durable.
 func (s *Store) Flush() error {
