@@ -1,7 +1,11 @@
 package node
 
 import (
+	"bytes"
 	"context"
+	"crypto/ed25519"
+	"crypto/x509"
+	"encoding/pem"
 	"errors"
 	"log/slog"
 	"net"
@@ -14,6 +18,7 @@ import (
 	"go.uber.org/goleak"
 
 	"perdure/control/ident"
+	"perdure/invokers/identity"
 )
 
 // small is a node with two partitions on free ports.
@@ -47,6 +52,34 @@ func stopNode(t *testing.T, n *Node) {
 	case err := <-n.Done():
 		t.Errorf("the node ended on its own: %v", err)
 	default:
+	}
+}
+
+// Services have to be given the public half of the key, and only the server says it in the form that they take.
+func TestIdentityIsLogged(t *testing.T) {
+	_, key, err := ed25519.GenerateKey(nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	der, err := x509.MarshalPKCS8PrivateKey(key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	file := pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: der})
+	signer, err := identity.New(file, time.Minute)
+	if err != nil {
+		t.Fatal(err)
+	}
+	c := small(t.TempDir())
+	c.Worker.Invoker.IdentityKey = Secret(file)
+	var log bytes.Buffer
+	n, err := Start(t.Context(), c, "test", slog.New(slog.NewTextHandler(&log, nil)))
+	if err != nil {
+		t.Fatal(err)
+	}
+	stopNode(t, n) // nobody writes to log any more
+	if want := "public_key=" + signer.KeyID(); !strings.Contains(log.String(), want) {
+		t.Errorf("%s is not in the log:\n%s", want, &log)
 	}
 }
 

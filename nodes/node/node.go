@@ -292,6 +292,7 @@ func (n *Node) openInvokers(schemas invokers.SchemaSource) (*services, *invokers
 		if s.signer, err = identity.New([]byte(key), c.IdentityExpiration); err != nil {
 			return nil, nil, err
 		}
+		n.log.Info("requests to services are signed", "public_key", s.signer.KeyID())
 	}
 	ic := invokers.DefaultConfig(n.cfg.ClusterName)
 	if l := c.ConcurrentInvocations; l != nil {
