@@ -36,7 +36,7 @@ func TestValidateNamesKeyAndRule(t *testing.T) {
 		{func(c *Config) { c.DefaultNumPartitions = 65536 }, "default-num-partitions", "between 1 and 65535"},
 		{func(c *Config) { c.DefaultReplication = 3 }, "default-replication", "must be 1"},
 		{func(c *Config) { c.Worker.Invoker.AdditionalRequestHeaders = map[string]string{"connection": "close"} }, "worker.invoker.additional-request-headers", "'connection'"},
-		{func(c *Config) { c.Worker.Invoker.AdditionalRequestHeaders = map[string]string{"X-A": "b"} }, "worker.invoker.additional-request-headers", `has "X-A": names must be in lower case`},
+		{func(c *Config) { c.Worker.Invoker.AdditionalRequestHeaders = map[string]string{"X-A": "b", "x-a": "c"} }, "worker.invoker.additional-request-headers", `has both "X-A" and "x-a", which are one header`},
 		{func(c *Config) { c.ShutdownTimeout = 0 }, "shutdown-timeout", "longer than"},
 		{func(c *Config) { c.Roles = append(c.Roles, "cook") }, "roles", `has "cook"`},
 		{func(c *Config) { c.Roles = c.Roles[1:] }, "roles", `lacks "http-ingress"`},

@@ -8,6 +8,7 @@ import (
 	"net"
 	"path/filepath"
 	"runtime"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -412,16 +413,20 @@ func (n *Node) serveAll(m *membership, schemas *registry.Registry, s *services, 
 	return nil
 }
 
-// additionalHeaders adds the configured headers to those that are always sent; a configured one wins.
+// additionalHeaders adds the configured headers to those that are always sent; a configured one wins, whatever its case.
 func additionalHeaders(always []transport.Field, configured map[string]string) []transport.Field {
+	sent := make(map[string]string, len(configured))
+	for name, value := range configured {
+		sent[strings.ToLower(name)] = value
+	}
 	var out []transport.Field
 	for _, f := range always {
-		if _, replaced := configured[f.Name]; !replaced {
+		if _, replaced := sent[f.Name]; !replaced {
 			out = append(out, f)
 		}
 	}
-	for _, name := range sortedKeys(configured) {
-		out = append(out, transport.Field{Name: name, Value: configured[name]})
+	for _, name := range sortedKeys(sent) {
+		out = append(out, transport.Field{Name: name, Value: sent[name]})
 	}
 	return out
 }

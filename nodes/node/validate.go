@@ -242,10 +242,13 @@ func (i *Invoker) validate(k *checks, record Bytes) {
 	k.longer(p+"request-identity-expiration", i.IdentityExpiration, 0)
 	k.size(p+"request-compression-threshold", i.RequestCompressionThreshold, 0, 64*MiB)
 	k.positive(p+"lambda-concurrency-limit", i.LambdaConcurrency)
+	names := map[string]string{}
 	for _, name := range sortedKeys(i.AdditionalRequestHeaders) {
+		lower := strings.ToLower(name)
+		k.that(names[lower] == "", p+"additional-request-headers", "has both %q and %q, which are one header", names[lower], name)
+		names[lower] = name
 		err := schema.CheckHeader(name, i.AdditionalRequestHeaders[name])
 		k.that(err == nil, p+"additional-request-headers", "cannot be sent: %v", err)
-		k.that(name == strings.ToLower(name), p+"additional-request-headers", "has %q: names must be in lower case", name)
 	}
 	k.that(i.AWSExternalID == "" || len(i.AWSExternalID) >= 2 && len(i.AWSExternalID) <= 1224 && externalID.MatchString(i.AWSExternalID), p+"aws-assume-role-external-id",
 		"is %q: STS takes 2 to 1224 letters, digits and +=,.@:/-_", i.AWSExternalID)
