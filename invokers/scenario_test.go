@@ -486,50 +486,6 @@ func TestInactivity(t *testing.T) {
 	})
 }
 
-// TestCrowded: silent attempts give their slots to invocations that wait for one, without waiting for the inactivity timeout;
-// a service that goes on working is not broken off earlier for that.
-func TestCrowded(t *testing.T) {
-	bubble(t, func(t *testing.T) {
-		var w *world
-		parent := func(v *service) {
-			start := time.Now()
-			v.accept()
-			v.replay()
-			elapse(10 * time.Second) // others are silent as well, and nobody waits
-			v.s.mu.Lock()
-			if v.s.upEnd {
-				t.Error("half-closed though nobody waits")
-			}
-			v.s.mu.Unlock()
-			w.log.invoke(invocationID(3), plain(), true)
-			v.send(sleepFrame(1))
-			v.halfClosed()
-			if d := time.Since(start); d < 11*time.Second || d > 12*time.Second {
-				t.Errorf("half-closed after %s, want a second of silence", d)
-			}
-			v.send(suspendFrame(1))
-			v.end(eof)
-		}
-		worker := func(v *service) {
-			start := time.Now()
-			v.accept()
-			v.replay()
-			v.halfClosed()
-			v.canceled()
-			if d := time.Since(start); d != 11*time.Minute {
-				t.Errorf("broken off after %s, want 1 + 10 minutes", d)
-			}
-		}
-		w = newWorld(t, func(c *Config, _ *Deps) { c.ConcurrencyLimit = 2 }, parent, worker, echo, echo)
-		w.log.invoke(invocationID(1), plain(), true)
-		synctest.Wait()
-		w.log.invoke(invocationID(2), plain(), true)
-		w.log.await(invocationID(1), "suspended")
-		w.log.await(invocationID(3), "ended")
-		w.log.await(invocationID(2), "ended")
-	})
-}
-
 // TestAbortTimeout: a service that does not react to the half-close is broken off; bytes that are no whole
 // frame are no reaction.
 func TestAbortTimeout(t *testing.T) {

@@ -12,10 +12,6 @@ import (
 // frames count as life: an endless trickle of bytes is silence. While the log takes nothing, no frame is received, and
 // that is not the service's silence.
 //
-// While invocations wait for a slot, silence for crowdedInactivity is enough to half-close. Otherwise invocations that wait for
-// what they called, which waits for their slots, would all stand still for the inactivity timeout. The abort timeout does
-// not begin earlier for that: a service that works is not to be broken off because others wait.
-//
 // The timer is not moved with each frame. It looks when it fires, and sets itself again for the rest.
 type watchdog struct {
 	a    *attempt
@@ -26,13 +22,10 @@ type watchdog struct {
 	epoch time.Time
 	timer *time.Timer
 	stage stage
-	limit time.Duration // of silence, in the current stage
+	limit time.Duration // of the current stage
 	abort time.Duration
 	broke bool
 }
-
-// crowdedInactivity is long enough for answers of services that are not waiting for anything else.
-const crowdedInactivity = time.Second
 
 type stage uint8
 
@@ -53,7 +46,7 @@ func (w *watchdog) start(inactivity, abort time.Duration, half bool) {
 	if half || asked {
 		w.stage, w.limit = abortStage, abort
 	}
-	w.timer = time.AfterFunc(w.pauseLocked(0), w.fire)
+	w.timer = time.AfterFunc(w.limit, w.fire)
 	if asked && !half {
 		w.a.send.halfClose()
 	}
@@ -77,29 +70,20 @@ func (w *watchdog) fire() {
 		return
 	}
 	if w.deaf.Load() {
-		w.timer.Reset(w.pauseLocked(0))
+		w.timer.Reset(w.limit)
 		return
 	}
-	silent := time.Since(w.epoch) - time.Duration(w.last.Load())
-	if w.stage == idleStage && (silent >= w.limit || silent >= crowdedInactivity && w.a.pool.slots.queued.Load() > 0) {
-		w.halfCloseLocked(max(w.limit-silent, 0))
+	if silent := time.Since(w.epoch) - time.Duration(w.last.Load()); silent < w.limit {
+		w.timer.Reset(w.limit - silent)
 		return
 	}
-	if silent < w.limit {
-		w.timer.Reset(w.pauseLocked(silent))
+	if w.stage == idleStage {
+		w.halfCloseLocked()
 		return
 	}
 	w.broke = w.stage == abortStage
 	w.stage = stopped
 	w.a.send.cancelStream()
-}
-
-// pauseLocked is when to look again after so much silence.
-func (w *watchdog) pauseLocked(silent time.Duration) time.Duration {
-	if rest := w.limit - silent; w.stage != idleStage || rest < crowdedInactivity {
-		return rest
-	}
-	return crowdedInactivity
 }
 
 // halfClose asks the service to suspend, without waiting for silence.
@@ -110,13 +94,12 @@ func (w *watchdog) halfClose() {
 	case w.timer == nil && w.stage == 0:
 		w.stage = abortStage // before start
 	case w.stage == idleStage:
-		w.halfCloseLocked(0)
+		w.halfCloseLocked()
 	}
 }
 
-// halfCloseLocked asks the service to suspend, earlier than its silence is a reason to.
-func (w *watchdog) halfCloseLocked(early time.Duration) {
-	w.stage, w.limit = abortStage, w.abort+early
+func (w *watchdog) halfCloseLocked() {
+	w.stage, w.limit = abortStage, w.abort
 	w.last.Store(int64(time.Since(w.epoch)))
 	w.timer.Reset(w.limit)
 	w.a.send.halfClose()
