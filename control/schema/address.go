@@ -133,6 +133,8 @@ func CheckHeader(name, value string) error {
 		return errors.New("a header cannot have the name '" + name + "'")
 	case !httpguts.ValidHeaderFieldValue(value):
 		return errors.New("the value of the header '" + name + "' has characters that a header cannot have")
+	case lower == "host" && (value == "" || !httpguts.ValidHostHeader(value)):
+		return errors.New("the value of the header '" + name + "' is not the name of a host")
 	case lower == "te" && strings.EqualFold(value, "trailers"): // the only one that HTTP/2 allows
 		return nil
 	case ofConnection[lower]:

@@ -437,6 +437,7 @@ func TestCheckHeader(t *testing.T) {
 		{"a", "secret\r\nd: e", "the value of the header 'a' has characters"},
 		{"connection", "close", "the header 'connection' is about a connection"}, {"Keep-Alive", "5", "'Keep-Alive'"},
 		{"Transfer-Encoding", "chunked", "'Transfer-Encoding'"}, {"content-length", "3", "'content-length'"}, {"te", "gzip", "'te'"},
+		{"host", "", "the name of a host"}, {"Host", "a/b", "the name of a host"}, {"host", "a.example:8080", ""},
 		{"upgrade", "websocket", "'upgrade'"}, {"proxy-connection", "close", "'proxy-connection'"}, {"HTTP2-Settings", "x", "'HTTP2-Settings'"},
 	} {
 		err := CheckHeader(c.name, c.value)

@@ -86,6 +86,14 @@ type boundedConn struct {
 	left func()
 }
 
+// CloseWrite is what net/http looks for, to let a client read the answer to a request that it has not sent whole.
+func (c *boundedConn) CloseWrite() error {
+	if half, ok := c.Conn.(interface{ CloseWrite() error }); ok {
+		return half.CloseWrite()
+	}
+	return nil
+}
+
 // Close implements net.Conn.
 func (c *boundedConn) Close() error {
 	defer c.left()

@@ -4,6 +4,7 @@ import (
 	"bufio"
 	"context"
 	"fmt"
+	"io"
 	"log/slog"
 	"net"
 	"net/http"
@@ -184,5 +185,33 @@ func TestBoundedListener(t *testing.T) {
 	first.Close()
 	if len(l.open) != 0 {
 		t.Errorf("%d connections are counted at the end", len(l.open))
+	}
+}
+
+// TestRefusalEndsInOrder: a client whose header is too large reads the answer to its end, as from a server without bound.
+func TestRefusalEndsInOrder(t *testing.T) {
+	ln, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	srv := &http.Server{MaxHeaderBytes: 1 << 10, ReadHeaderTimeout: time.Minute}
+	served := make(chan error, 1)
+	go func() { served <- srv.Serve(bound(ln, 4, slog.New(slog.DiscardHandler))) }()
+	defer func() {
+		_ = srv.Close()
+		<-served
+	}()
+	c, err := net.Dial("tcp", ln.Addr().String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	// The server reads 4 KiB more than the limit and leaves the rest, so closing at once would reset the connection.
+	if _, err := fmt.Fprintf(c, "GET / HTTP/1.1\r\nHost: x\r\nA: %s", strings.Repeat("a", 16<<10)); err != nil {
+		t.Fatal(err)
+	}
+	answer, err := io.ReadAll(c)
+	if err != nil || !strings.HasPrefix(string(answer), "HTTP/1.1 431 ") {
+		t.Errorf("answer %q ended with %v", answer, err)
 	}
 }

@@ -13,8 +13,8 @@ import (
 	"time"
 )
 
-// serve runs an HTTP server with so many connections until the node stops. drain, if any, is called when no more requests are accepted and before those
-// under way are waited for.
+// serve runs an HTTP server with so many connections until the node stops. drain, if any, is called when no more requests
+// are accepted and before those under way are waited for.
 func (n *Node) serve(what string, connections int, ln net.Listener, srv *http.Server, drain func()) {
 	l := n.log.With("server", what)
 	srv.ErrorLog = log.New(serverLog{l}, "", 0)
