@@ -176,6 +176,10 @@ func openBolt(c Config) (store *raftboltdb.BoltStore, err error) {
 			return nil, fmt.Errorf("create metadata store in %s: %w", c.Dir, err)
 		}
 	}
+	// Also when the file was there: a start that was killed may have made it and not have synced the names.
+	if err := errors.Join(syncDir(c.Dir), syncDir(filepath.Dir(c.Dir))); err != nil {
+		return nil, fmt.Errorf("open metadata store in %s: %w", c.Dir, err)
+	}
 	if err := verifyBoltFile(path); err != nil {
 		return nil, err
 	}
@@ -191,7 +195,7 @@ func newBolt(path string) (*raftboltdb.BoltStore, error) {
 }
 
 // createBolt makes the log file with an empty log and a new identity under another name and then renames it, so that a
-// file which exists is complete.
+// file which exists is complete. The caller makes the names durable.
 func createBolt(c Config, path string) error {
 	if err := os.MkdirAll(filepath.Join(c.Dir, snapshotsDir), 0o700); err != nil {
 		return err
@@ -212,10 +216,7 @@ func createBolt(c Config, path string) error {
 	if err := errors.Join(err, store.Close()); err != nil {
 		return err
 	}
-	if err := os.Rename(temporary, path); err != nil {
-		return err
-	}
-	return errors.Join(syncDir(c.Dir), syncDir(filepath.Dir(c.Dir)))
+	return os.Rename(temporary, path)
 }
 
 // syncDir makes the names in a directory durable.

@@ -15,10 +15,12 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io/fs"
 	"log/slog"
 	"slices"
 	"sync"
 	"sync/atomic"
+	"syscall"
 	"time"
 
 	"github.com/cockroachdb/pebble/v2"
@@ -208,21 +210,25 @@ func (s *Store) openDB() error {
 
 // makeDir creates a directory and those above it, durably: without the fsync of the parent, a whole
 // new store would be gone after a power cut.
-func makeDir(fs vfs.FS, dir string) error {
-	parent := fs.PathDir(dir)
-	if _, err := fs.Stat(dir); err == nil {
+func makeDir(files vfs.FS, dir string) error {
+	parent := files.PathDir(dir)
+	if _, err := files.Stat(dir); err == nil {
 		// A start that was killed before it had synced the parent may have made this one; those above are durable then.
-		return syncDir(fs, parent)
+		// Where we may not read, or the file system has nothing to sync, we have not made anything.
+		if err := syncDir(files, parent); !errors.Is(err, fs.ErrPermission) && !errors.Is(err, syscall.EINVAL) {
+			return err
+		}
+		return nil
 	}
 	if parent != dir {
-		if err := makeDir(fs, parent); err != nil {
+		if err := makeDir(files, parent); err != nil {
 			return err
 		}
 	}
-	if err := fs.MkdirAll(dir, 0o755); err != nil {
+	if err := files.MkdirAll(dir, 0o755); err != nil {
 		return err
 	}
-	return syncDir(fs, parent)
+	return syncDir(files, parent)
 }
 
 // asCorrupt adds ErrCorrupt to Pebble's own corruption errors.

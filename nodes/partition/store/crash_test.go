@@ -3,6 +3,8 @@ package store
 import (
 	"encoding/binary"
 	"fmt"
+	"log/slog"
+	"math"
 	"math/rand/v2"
 	"sync"
 	"testing"
@@ -14,6 +16,29 @@ import (
 )
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+
+// TestNewStoreSurvives: all names on the way to a new store are durable when it was opened, also of directories that were made
+// for it.
+func TestNewStoreSurvives(t *testing.T) {
+	fs := vfs.NewCrashableMem()
+	if err := fs.MkdirAll("data", 0o755); err != nil {
+		t.Fatal(err)
+	}
+	if err := syncDir(fs, ""); err != nil {
+		t.Fatal(err)
+	}
+	s, err := Open(Options{Dir: "data/partitions/3", FS: fs, Range: cluster.KeyRange{End: math.MaxUint64}, Logger: slog.New(slog.DiscardHandler)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	crashed := fs.CrashClone(vfs.CrashCloneCfg{})
+	if err := s.Close(); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := crashed.Stat("data/partitions/3/" + readyFile); err != nil {
+		t.Error(err)
+	}
+}
 
 // Without a write-ahead log of its own the store must come back from a crash as an exact prefix of the
 // batches, and not shorter than what DurableLSN promised. Pebble documents this use little; the log is trimmed

@@ -46,7 +46,9 @@ func openOrCreate(dir string, o *pebble.Options) (*pebble.DB, error) {
 }
 
 func complete(fs vfs.FS, dir, ready string) error {
-	if err := errors.Join(syncDir(fs, fs.PathDir(dir)), syncDir(fs, dir)); err != nil {
+	// Pebble has made the directories above as well: in a first start, that of all stores.
+	above := fs.PathDir(dir)
+	if err := errors.Join(syncDir(fs, fs.PathDir(above)), syncDir(fs, above), syncDir(fs, dir)); err != nil {
 		return err
 	}
 	f, err := fs.Create(ready, vfs.WriteCategoryUnspecified)
