@@ -71,10 +71,10 @@ func TestThrottling(t *testing.T) {
 	if st.Throttles == 0 {
 		t.Error("nothing was throttled, so nothing was tested")
 	}
-	// Attempts that wait for the throttled function in a slot would hold the others up until nearly all of them have run. A
-	// busy machine slows both down.
-	if passed > queued/2 {
-		t.Errorf("%d invocations of the throttled function ran during one call of the other service; the slowest took %s", passed, slices.Max(during))
+	// Attempts that wait for the throttled function in a slot would hold the others up for seconds, while many of them run. A busy
+	// machine slows both down.
+	if slowest := slices.Max(during); slowest > time.Second+4*slices.Max(before) && passed > 10 {
+		t.Errorf("the other service took up to %s while the function was throttled, %s before; %d throttled invocations ran during one such call", slowest, slices.Max(before), passed)
 	}
 }
 
