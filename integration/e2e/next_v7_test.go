@@ -2,6 +2,7 @@ package e2e
 
 import (
 	"encoding/base64"
+	"errors"
 	"fmt"
 	"slices"
 	"strings"
@@ -201,14 +202,9 @@ func (s *scene) v7Futures(t *testing.T) {
 // awaitSuspended waits until an invocation is suspended: only then it has been attempted and a pause has nothing to do.
 func (s *scene) awaitSuspended(t *testing.T, id string) {
 	t.Helper()
-	if target.kind == "perdure" {
-		s.awaitStatus(t, id, "suspended")
-		return
-	}
 	poll(t, id+" is suspended", func() error {
-		rows := s.query(t, "SELECT status FROM sys_invocation WHERE id = '"+id+"'")
-		if len(rows) != 1 || rows[0]["status"] != "suspended" {
-			return fmt.Errorf("%v", rows)
+		if got := s.status(t, id); got != "suspended" {
+			return fmt.Errorf("it is %s", got)
 		}
 		return nil
 	})
@@ -222,13 +218,17 @@ func noteRawID(a *scripted.Attempt) {
 	rawIDs.Store(a.Request.Header.Get("x-restate-invocation-id"), raw)
 }
 
-// awakeableOf is the id of an awakeable of an invocation that has been attempted.
+// awakeableOf is the id of an awakeable of an invocation, once that has been attempted.
 func awakeableOf(t *testing.T, id string, n byte) string {
 	t.Helper()
-	raw, ok := rawIDs.Load(id)
-	if !ok {
-		t.Fatalf("%s was not attempted", id)
-	}
+	var raw any
+	poll(t, "an attempt of "+id, func() error {
+		var ok bool
+		if raw, ok = rawIDs.Load(id); !ok {
+			return errors.New("it was not attempted")
+		}
+		return nil
+	})
 	return "sign_1" + base64.RawURLEncoding.EncodeToString(append(slices.Clone(raw.([]byte)), 0, 0, 0, n))
 }
 

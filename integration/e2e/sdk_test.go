@@ -126,7 +126,7 @@ func TestNextV7TypeScript(t *testing.T) {
 // typeScript runs what only the TypeScript SDK offers.
 func (e *endpoint) typeScript(t *testing.T, v7 bool) {
 	for name, f := range map[string]func(*testing.T){
-		"combinators": e.tsCombinators, "pause": func(t *testing.T) { e.tsPause(t, v7) }, "mismatch": func(t *testing.T) { e.tsMismatch(t, v7) },
+		"combinators": e.tsCombinators, "pause": e.tsPause, "mismatch": func(t *testing.T) { e.tsMismatch(t, v7) },
 		"cancellation": e.tsCancellation, "errors": e.tsErrors, "clients": e.tsClients,
 	} {
 		t.Run(name, func(t *testing.T) { t.Parallel(); f(t) })
@@ -175,15 +175,13 @@ func (e *endpoint) tsCombinators(t *testing.T) {
 	})
 }
 
-// tsPause: a handler that wants to pause is paused in version 7, and before that retried.
-func (e *endpoint) tsPause(t *testing.T, v7 bool) {
+// tsPause: an invocation whose step wants to pause is paused, also before version 7.
+func (e *endpoint) tsPause(t *testing.T) {
 	token := fresh(t)
 	id := e.send(t, e.tsPath("pause"), token)
-	if v7 {
-		e.awaitPaused(t, id)
-		equal(t, "attempts", e.count(t, token), 1)
-		check(t, e.end(t, id, "resume"), want{status: 200, empty: true})
-	}
+	e.awaitPaused(t, id)
+	equal(t, "attempts", e.count(t, token), 1)
+	check(t, e.end(t, id, "resume"), want{status: 200, empty: true})
 	equal(t, "result", decode[string](t, e.attach(t, id), 200), "resumed")
 	equal(t, "attempts", e.count(t, token), 2)
 

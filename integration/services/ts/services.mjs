@@ -475,10 +475,12 @@ const typescript = restate.service({
       }[how];
       return ending(combined());
     },
-    pause: async (_, token) => {
-      if (count(token) === 1) throw new restate.PauseError("wants to pause", { errorCode: 418 });
-      return "resumed";
-    },
+    // a PauseError counts only where a step throws it
+    pause: (ctx, token) =>
+      ctx.run("try", () => {
+        if (count(token) === 1) throw new restate.PauseError("wants to pause", { errorCode: 418 });
+        return "resumed";
+      }),
     retryAfter: async (ctx, token) => {
       if (count(token) === 1) throw new RetryableError("later", { retryAfter: { milliseconds: 400 } });
       return "done";
