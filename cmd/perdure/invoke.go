@@ -9,6 +9,7 @@ import (
 	"math"
 	"net/http"
 	"net/url"
+	"strconv"
 	"strings"
 
 	"github.com/spf13/cobra"
@@ -166,6 +167,7 @@ var operations = []operation{
 	{"purge", "Purged", "Forget completed invocations"},
 	{"pause", "Paused", "Stop attempting invocations until they are resumed"},
 	{"resume", "Resumed", "Go on with paused invocations"},
+	{"restart-as-new", "Restarted", "Start copies of completed invocations, from the beginning or from an entry of their journals"},
 }
 
 func (a *app) invocationsCommand() *cobra.Command {
@@ -173,36 +175,84 @@ func (a *app) invocationsCommand() *cobra.Command {
 	for _, op := range operations {
 		below = append(below, a.operationCommand(op))
 	}
-	c := group("invocations", "List and show invocations; cancel, kill, purge, pause or resume them", below...)
+	c := group("invocations", "List and show invocations; cancel, kill, purge, pause, resume or restart them", below...)
 	c.Aliases = []string{"invocation", "inv"}
 	return c
 }
 
 func (a *app) operationCommand(op operation) *cobra.Command {
 	var c client
+	var o operationOptions
 	cmd := &cobra.Command{
 		Use: op.name + " ID...", Short: op.short, Args: argsOf(1, math.MaxInt, "the id of at least one invocation"),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			var errs []error
 			for _, id := range args {
-				if err := c.operate(cmd.Context(), op, id); err != nil {
+				if err := c.operate(cmd.Context(), op, o, id); err != nil {
 					errs = append(errs, fmt.Errorf("%s %s: %w", op.name, id, err))
 				}
 			}
 			return errors.Join(errs...)
 		},
 	}
+	f := cmd.Flags()
+	switch op.name {
+	case "purge":
+		f.BoolVar(&o.journalOnly, "journal", false, "forget only their journals, and keep their results")
+	case "restart-as-new":
+		f.Uint32Var(&o.from, "from", 0, "keep the journal up to and with this `entry` (invocations get shows them), and go on behind it")
+		fallthrough
+	case "resume":
+		f.StringVar(&o.deployment, "deployment", "", "go on at this deployment: keep, latest or an `id`")
+	}
 	a.clientFlags(cmd, &c)
 	return cmd
 }
 
-func (c *client) operate(ctx context.Context, op operation, id string) error {
-	ans, err := c.adminDo(ctx, http.MethodPatch, "/invocations/"+url.PathEscape(id)+"/"+op.name, nil, nil)
+// operationOptions are what some operations can be told beside the invocation.
+type operationOptions struct {
+	journalOnly bool
+	from        uint32
+	deployment  string
+}
+
+// path is where the operation is asked for.
+func (o *operationOptions) path(op operation, id string) string {
+	verb, q := op.name, url.Values{}
+	if o.journalOnly {
+		verb += "-journal"
+	}
+	if o.from > 0 {
+		q.Set("from", strconv.FormatUint(uint64(o.from), 10))
+	}
+	if o.deployment != "" {
+		q.Set("deployment", o.deployment)
+	}
+	path := "/invocations/" + url.PathEscape(id) + "/" + verb
+	if len(q) > 0 {
+		path += "?" + q.Encode()
+	}
+	return path
+}
+
+func (c *client) operate(ctx context.Context, op operation, o operationOptions, id string) error {
+	ans, err := c.adminDo(ctx, http.MethodPatch, o.path(op, id), nil, nil)
 	if err != nil {
 		return err
 	}
 	done := op.done
 	switch {
+	case op.name == "restart-as-new":
+		var r struct {
+			ID string `json:"new_invocation_id"`
+		}
+		if err := json.Unmarshal(ans.body, &r); err != nil {
+			return fmt.Errorf("read the id of the new invocation: %w", err)
+		}
+		if c.json {
+			return printJSON(c.app.out, map[string]string{"id": id, "result": strings.ToLower(done), "new_invocation_id": r.ID})
+		}
+		return c.done(done, id+" as "+r.ID)
 	case ans.status == http.StatusAccepted:
 		done = "Accepted: " + op.name
 	case op.name == "pause" && c.isSuspended(ctx, id):

@@ -267,15 +267,32 @@ func TestInvokeSend(t *testing.T) {
 }
 
 func TestOperations(t *testing.T) {
-	env, last := fakeServer(t, 200, nil, "")
+	env, last := fakeServer(t, 200, nil, `{"new_invocation_id":"inv_9"}`)
 	for _, op := range operations {
 		code, out, _ := exec(t, env, "", "invocations", op.name, "inv_1", "inv/2")
-		method, uri := "PATCH", "/invocations/inv%2F2/"+op.name
-		if op.name == "pause" { // it looks afterwards what became of the invocation
+		method, uri, said := "PATCH", "/invocations/inv%2F2/"+op.name, op.done+" inv_1\n"+op.done+" inv/2\n"
+		switch op.name {
+		case "pause": // it looks afterwards what became of the invocation
 			method, uri = "GET", "/perdure/invocations/inv%2F2"
+		case "restart-as-new":
+			said = "Restarted inv_1 as inv_9\nRestarted inv/2 as inv_9\n"
 		}
-		if r := last(); code != 0 || out != op.done+" inv_1\n"+op.done+" inv/2\n" || r.method != method || r.uri != uri {
+		if r := last(); code != 0 || out != said || r.method != method || r.uri != uri {
 			t.Errorf("%s: exit %d, said %q, asked %+v", op.name, code, out, r)
+		}
+	}
+	for args, want := range map[string]string{
+		"resume inv_1 --deployment latest":                "/invocations/inv_1/resume?deployment=latest",
+		"restart-as-new inv_1 --from 3 --deployment dp_1": "/invocations/inv_1/restart-as-new?deployment=dp_1&from=3",
+		"restart-as-new inv/1 --deployment keep --json":   "/invocations/inv%2F1/restart-as-new?deployment=keep",
+		"purge inv_1 --journal":                           "/invocations/inv_1/purge-journal",
+	} {
+		code, out, errs := exec(t, env, "", append([]string{"inv"}, strings.Fields(args)...)...)
+		if r := last(); code != 0 || r.uri != want {
+			t.Errorf("%s: exit %d, said %s, asked %+v", args, code, errs, r)
+		}
+		if strings.Contains(args, "--json") && !strings.Contains(out, `"new_invocation_id": "inv_9"`) {
+			t.Errorf("%s: said %s", args, out)
 		}
 	}
 	env, _ = fakeServer(t, 200, nil, `{"status":"suspended"}`)
