@@ -32,22 +32,40 @@ type Server struct {
 	node *Node
 }
 
-// FreePorts returns n loopback ports that were free a moment ago. They are not among those that the kernel hands out by itself
-// (on Linux from 32768, elsewhere from 49152): a server that is killed and started again would find its port taken now and then,
-// by a connection or a listener of another test.
+// reserved keeps what FreePorts gave away: a UDP socket on each port, which no server under test wants. The kernel frees them when
+// the process ends, however it ends.
+var reserved struct {
+	sync.Mutex
+	sockets []net.PacketConn
+}
+
+// FreePorts returns n loopback ports on which nothing listens, and which no process gets from FreePorts again before this one has
+// ended: packages are tested at the same time, and a port must not change hands between two lives of a server. They are not among
+// those that the kernel hands out by itself (on Linux from 32768, elsewhere from 49152), for connections and other listeners.
 func FreePorts(n int) ([]int, error) {
 	const first, count = 10_000, 22_000
+	reserved.Lock()
+	defer reserved.Unlock()
 	var ports []int
 	for tries := 0; len(ports) < n; tries++ {
-		ln, err := net.Listen("tcp", fmt.Sprintf("127.0.0.1:%d", first+rand.IntN(count)))
+		address := fmt.Sprintf("127.0.0.1:%d", first+rand.IntN(count))
+		socket, err := net.ListenPacket("udp4", address)
+		if err == nil {
+			var ln net.Listener
+			if ln, err = net.Listen("tcp4", address); err != nil {
+				socket.Close()
+			} else {
+				ln.Close()
+			}
+		}
 		if err != nil {
 			if tries > 100*n {
 				return nil, fmt.Errorf("find a free port: %w", err)
 			}
 			continue
 		}
-		defer ln.Close() // all stay taken until the last is found, so that they differ
-		ports = append(ports, ln.Addr().(*net.TCPAddr).Port)
+		reserved.sockets = append(reserved.sockets, socket)
+		ports = append(ports, socket.LocalAddr().(*net.UDPAddr).Port)
 	}
 	return ports, nil
 }

@@ -159,17 +159,30 @@ func TestDefinitions(t *testing.T) {
 	}
 }
 
-func TestFreePortsDiffer(t *testing.T) {
-	ports, err := FreePorts(20)
-	if err != nil {
-		t.Fatal(err)
-	}
+// TestFreePortsAreNotGivenAwayTwice: a port stays with who got it, also while nothing listens there.
+func TestFreePortsAreNotGivenAwayTwice(t *testing.T) {
 	seen := map[int]bool{}
-	for _, p := range ports {
-		if seen[p] {
-			t.Errorf("port %d twice", p)
+	for range 2 {
+		ports, err := FreePorts(20)
+		if err != nil {
+			t.Fatal(err)
 		}
-		seen[p] = true
+		for _, p := range ports {
+			if seen[p] {
+				t.Errorf("port %d twice", p)
+			}
+			seen[p] = true
+			ln, err := net.Listen("tcp", fmt.Sprintf("127.0.0.1:%d", p))
+			if err != nil {
+				t.Errorf("port %d cannot be used: %v", p, err)
+				continue
+			}
+			ln.Close()
+			if socket, err := net.ListenPacket("udp4", fmt.Sprintf("127.0.0.1:%d", p)); err == nil {
+				socket.Close()
+				t.Errorf("port %d is not held against other processes", p)
+			}
+		}
 	}
 }
 
