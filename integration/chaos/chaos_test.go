@@ -75,21 +75,19 @@ func TestKills(t *testing.T) {
 
 	l := &Load{Ingress: s.Ingress(), Seed: *seed, Workers: *workers, Keys: 8, Patience: 60 * time.Second}
 	warmUp(t, s.Ingress())
-	ctx, cancel := context.WithTimeout(t.Context(), *duration)
+	ctx, cancel := context.WithCancel(t.Context())
 	defer cancel()
 	histories := make(chan *History, 1)
 	go func() { histories <- l.Run(ctx, ledger) }()
-	servers, endpoints := killAgain(ctx, t, s, ep)
+	servers, endpoints := killAgain(t, l, s, ep)
+	cancel()
 	h := <-histories
 	t.Logf("%d operations done; server killed %d times, endpoint %d times; %d steps executed more than once", h.Ops(), servers, endpoints, ledger.Repeated())
 	l.Settle(h)
 	for _, bad := range Check(h) {
 		t.Error(bad)
 	}
-	if servers < 3 {
-		t.Errorf("only %d kills of the server: nothing is proven", servers)
-	}
-	if h.Ops() < 20*servers {
+	if h.Ops() < between*servers {
 		t.Errorf("only %d operations with %d kills: the load hardly ran", h.Ops(), servers)
 	}
 }
@@ -114,30 +112,38 @@ func warmUp(t *testing.T, ingress string) {
 	}
 }
 
-// killAgain kills the server, and now and then the endpoint, until ctx is done, and leaves both running.
-func killAgain(ctx context.Context, t *testing.T, s *harness.Server, ep *Endpoint) (servers, endpoints int) {
+// between is how many operations succeed at least between two kills of the server, however slow the machine is.
+const between = 20
+
+// killAgain kills the server, and now and then the endpoint, for as long as the load is to run and at least three times, and
+// leaves both running.
+func killAgain(t *testing.T, l *Load, s *harness.Server, ep *Endpoint) (servers, endpoints int) {
 	t.Helper()
 	rnd := rand.New(rand.NewPCG(*seed, 1<<32))
-	for {
-		pause(ctx, 800*time.Millisecond+time.Duration(rnd.Int64N(int64(1500*time.Millisecond))))
-		if ctx.Err() != nil {
-			return servers, endpoints
+	wait := func(d time.Duration) { pause(t.Context(), d) }
+	for began := time.Now(); servers < 3 || time.Since(began) < *duration; servers++ {
+		enough, deadline := l.Done()+between, time.Now().Add(l.Patience)
+		wait(800*time.Millisecond + time.Duration(rnd.Int64N(int64(1500*time.Millisecond))))
+		for ; l.Done() < enough; wait(5 * time.Millisecond) {
+			if time.Now().After(deadline) {
+				t.Fatalf("%d operations in %s since the server was started", l.Done()-enough+between, l.Patience)
+			}
 		}
 		if rnd.IntN(4) == 0 {
 			if err := ep.Close(); err != nil {
 				t.Errorf("close endpoint: %v", err)
 			}
-			pause(ctx, time.Duration(rnd.Int64N(int64(300*time.Millisecond))))
+			wait(time.Duration(rnd.Int64N(int64(300 * time.Millisecond))))
 			if err := ep.Restart(); err != nil {
 				t.Fatal(err)
 			}
 			endpoints++
 		}
 		s.Kill()
-		servers++
-		pause(ctx, time.Duration(rnd.Int64N(int64(200*time.Millisecond))))
+		wait(time.Duration(rnd.Int64N(int64(200 * time.Millisecond))))
 		if err := s.Restart(); err != nil {
 			t.Fatal(err)
 		}
 	}
+	return servers, endpoints
 }

@@ -25,8 +25,13 @@ type Load struct {
 	// Patience bounds how long one operation, and each wait at the end, may take across crashes.
 	Patience time.Duration
 
-	client *http.Client
+	client    *http.Client
+	transport http.RoundTripper // of client; nil is one for Workers connections
+	done      atomic.Int64
 }
+
+// Done is how many operations have succeeded so far. Any goroutine may ask.
+func (l *Load) Done() int { return int(l.done.Load()) }
 
 // kind of operation.
 type kind int
@@ -78,7 +83,10 @@ func (h *History) Ops() int {
 
 // Run runs the load until ctx is done. Operations that are in flight by then are completed.
 func (l *Load) Run(ctx context.Context, ledger *Ledger) *History {
-	l.client = &http.Client{Timeout: 10 * time.Second, Transport: &http.Transport{MaxIdleConnsPerHost: l.Workers}}
+	if l.transport == nil {
+		l.transport = &http.Transport{MaxIdleConnsPerHost: l.Workers}
+	}
+	l.client = &http.Client{Timeout: 10 * time.Second, Transport: l.transport}
 	h := &History{ledger: ledger, again: map[*op][]byte{}, balances: map[string]int{}, sinks: map[string][]string{}}
 	var mu sync.Mutex
 	var seq atomic.Int64
@@ -155,6 +163,7 @@ func (l *Load) perform(o *op) {
 		body, id, status, err := l.ask(o)
 		if err == nil {
 			o.answer, o.invocation = body, id
+			l.done.Add(1)
 			return
 		}
 		if o.kind == blindAdd {

@@ -24,6 +24,8 @@ import (
 
 	restate "github.com/restatedev/sdk-go"
 	"github.com/restatedev/sdk-go/server"
+
+	"perdure/integration/harness"
 )
 
 // Ledger is what the endpoint saw, kept outside of it so that the endpoint can be killed as well.
@@ -186,7 +188,11 @@ func StartEndpoint(l *Ledger) (*Endpoint, error) {
 	if err != nil {
 		return nil, fmt.Errorf("bind chaos services: %w", err)
 	}
-	e := &Endpoint{handler: h, addr: "127.0.0.1:0"}
+	ports, err := harness.FreePorts(1) // it must still be ours after Close
+	if err != nil {
+		return nil, err
+	}
+	e := &Endpoint{handler: h, addr: fmt.Sprintf("127.0.0.1:%d", ports[0])}
 	if err := e.Restart(); err != nil {
 		return nil, err
 	}
@@ -200,7 +206,6 @@ func (e *Endpoint) Restart() error {
 	if err != nil {
 		return fmt.Errorf("listen for chaos services: %w", err)
 	}
-	e.addr = ln.Addr().String()
 	var protos http.Protocols
 	protos.SetHTTP1(true)
 	protos.SetUnencryptedHTTP2(true)

@@ -69,15 +69,15 @@ func (im *image) attach() error {
 }
 
 func (im *image) detach() error {
-	var out []byte
-	var err error
-	for range 50 { // a process that was just killed may hold it a moment longer
-		if out, err = exec.Command("umount", im.mount).CombinedOutput(); err == nil {
+	for deadline := time.Now().Add(patience); ; wait(context.Background(), 50*time.Millisecond) {
+		out, err := exec.Command("umount", im.mount).CombinedOutput()
+		if err == nil {
 			return nil
 		}
-		wait(context.Background(), 50*time.Millisecond)
+		if time.Now().After(deadline) { // until then a process that was just killed, or one that looks at disks, may hold it
+			return fmt.Errorf("umount: %w: %s", err, out)
+		}
 	}
-	return fmt.Errorf("umount: %w: %s", err, out)
 }
 
 const (
@@ -112,7 +112,7 @@ func TestPowerLoss(t *testing.T) {
 		}
 		s.Close()
 	})
-	underLoad(t, s, func(context.Context, *rand.Rand) error {
+	underLoad(t, s, func(*rand.Rand) error {
 		if err := im.cut(); err != nil {
 			return err
 		}

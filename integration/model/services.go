@@ -11,6 +11,8 @@ import (
 
 	restate "github.com/restatedev/sdk-go"
 	"github.com/restatedev/sdk-go/server"
+
+	"perdure/integration/harness"
 )
 
 // Endpoint serves the services of one variant and can be cut off and started again on the same port.
@@ -34,7 +36,11 @@ func StartEndpoint(variant string, w *Witness) (*Endpoint, error) {
 	if err != nil {
 		return nil, fmt.Errorf("bind the model's services: %w", err)
 	}
-	e := &Endpoint{handler: h, addr: "127.0.0.1:0"}
+	ports, err := harness.FreePorts(1) // it must still be ours after Close
+	if err != nil {
+		return nil, err
+	}
+	e := &Endpoint{handler: h, addr: fmt.Sprintf("127.0.0.1:%d", ports[0])}
 	if err := e.Restart(); err != nil {
 		return nil, err
 	}
@@ -48,7 +54,6 @@ func (e *Endpoint) Restart() error {
 	if err != nil {
 		return fmt.Errorf("listen for the model's services: %w", err)
 	}
-	e.addr = ln.Addr().String()
 	var protos http.Protocols
 	protos.SetHTTP1(true)
 	protos.SetUnencryptedHTTP2(true)
