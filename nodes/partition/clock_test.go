@@ -97,11 +97,13 @@ func (c *clocked) at(clock time.Time) {
 	c.run()
 }
 
-// submit has an invocation accepted: one that is to begin at a time, or one that sleeps, or a simple one.
+// submit has an invocation accepted: one that is to begin at a time, or one that sleeps, or a simple one. Its result is kept for
+// a second.
 func (c *clocked) submit(argument string, at time.Time) ident.InvocationID {
 	c.t.Helper()
 	req, _ := call(argument, false)
 	inv := req.GetInvoke().Invocation
+	inv.CompletionRetentionMs, inv.JournalRetentionMs = 1000, 1000
 	if !at.IsZero() {
 		inv.ExecutionTimeMs = uint64(at.UnixMilli())
 	}

@@ -26,6 +26,7 @@ import (
 	"perdure/nodes/logserver"
 	"perdure/nodes/logstore"
 	"perdure/nodes/partition/store"
+	"perdure/nodes/partition/store/storepb"
 	"perdure/nodes/record/recordpb"
 	"perdure/nodes/transport"
 )
@@ -277,14 +278,14 @@ func newRequest() (r requestID) {
 	return r
 }
 
-// call makes a request for a plain service.
+// call makes a request for a plain service, whose result is kept for longer than any test takes.
 func call(argument string, wait bool) (*recordpb.Request, cluster.PartitionKey) {
 	rid := newRequest()
 	id := ident.Invocation(ident.Target{Service: "Svc", Handler: "h"}, ident.Random{ULID: rid, Bucket: requests.Load()})
 	ik := fmt.Sprint(requests.Load())
 	return &recordpb.Request{Id: rid[:], Kind: &recordpb.Request_Invoke_{Invoke: &recordpb.Request_Invoke{WaitOutput: wait, Invocation: &invocationpb.Invocation{
 		Id: id[:], Target: &invocationpb.Target{Service: "Svc", Handler: "h", ServiceType: uint32(schema.Service), HandlerType: uint32(schema.Shared)},
-		Argument: []byte(argument), Source: &invocationpb.Source{}, IdempotencyKey: &ik, CompletionRetentionMs: 1000, JournalRetentionMs: 1000,
+		Argument: []byte(argument), Source: &invocationpb.Source{}, IdempotencyKey: &ik, CompletionRetentionMs: 1 << 40, JournalRetentionMs: 1 << 40,
 	}}}}, id.PartitionKey()
 }
 
@@ -354,7 +355,6 @@ func TestLargePayload(t *testing.T) {
 	w.start()
 	large := strings.Repeat("0123456789abcdef", 12<<20/16)
 	req, key := call(large, true)
-	req.GetInvoke().Invocation.CompletionRetentionMs, req.GetInvoke().Invocation.JournalRetentionMs = 1<<40, 1<<40
 	same := func(r *recordpb.Reply, err error) {
 		t.Helper()
 		if err != nil || string(r.Result.GetSuccess()) != large {
@@ -392,36 +392,72 @@ func TestStopAnswersWaiters(t *testing.T) {
 	}
 }
 
-// A sleep fires once its time has come, also when the timers do not all fit in memory.
+// A sleep fires once its time has come and not before, also when the timers do not all fit in memory.
 func TestTimers(t *testing.T) {
+	const each, most = 20, 3 // sleepers of 1, 2, ... hours
+	began := time.Now().Round(time.Millisecond)
+	var passed atomic.Int64 // hours, by the clock of the leaders
 	w := newWorld(t, 2, func(j *invokers.Journal) []*invocationpb.Effect {
+		var in protocolpb.InputCommand
+		if err := in.UnmarshalVT(j.Entries[0].Raw); err != nil {
+			panic(err)
+		}
+		hours := int64(in.Value.Content[0])
 		if len(j.Entries) > 2 { // input, sleep, completion
+			if p := passed.Load(); p < hours {
+				t.Errorf("a sleep of %d hours was over after %d", hours, p)
+			}
 			return output([]byte("woke"))
 		}
 		return []*invocationpb.Effect{
 			pinnedEffect(),
-			commandEffect(protocol.TypeSleep, &protocolpb.SleepCommand{WakeUpTime: uint64(time.Now().Add(150 * time.Millisecond).UnixMilli()), ResultCompletionId: 1}),
+			commandEffect(protocol.TypeSleep, &protocolpb.SleepCommand{WakeUpTime: uint64(began.Add(time.Duration(hours) * time.Hour).UnixMilli()), ResultCompletionId: 1}),
 			{Kind: &invocationpb.Effect_Suspended_{Suspended: &invocationpb.Effect_Suspended{Awaiting: &invocationpb.Future{Completions: []uint32{1}, Signals: []uint32{1}}}}},
 		}
 	})
-	w.change = func(c *Config) { c.TimersInMemory = 3 }
+	w.change = func(c *Config) {
+		c.TimersInMemory = 3
+		c.Now = func() time.Time { return began.Add(time.Duration(passed.Load()) * time.Hour) }
+	}
 	w.start()
 	defer w.stop()
-	var wg sync.WaitGroup
-	for range 60 {
-		wg.Go(func() {
-			req, key := call("", true)
-			began := time.Now()
-			r, err := w.do(within(t), key, req)
-			if err != nil || string(r.Result.GetSuccess()) != "woke" {
-				t.Errorf("sleeper: %v, %v", r, err)
-			}
-			if d := time.Since(began); d < 140*time.Millisecond {
-				t.Errorf("woke after %v, before its time", d)
-			}
-		})
+	ctx := within(t)
+	var asleep [most + 1]sync.WaitGroup
+	for range each {
+		for hours := 1; hours <= most; hours++ {
+			asleep[hours].Go(func() {
+				req, key := call(string(rune(hours)), true)
+				if r, err := w.do(ctx, key, req); err != nil || string(r.Result.GetSuccess()) != "woke" {
+					t.Errorf("sleeper: %v, %v", r, err)
+				}
+			})
+		}
 	}
-	wg.Wait()
+	for w.suspended(ctx) < each*most {
+		<-time.After(time.Millisecond)
+	}
+	for hours := 1; hours <= most; hours++ {
+		passed.Store(int64(hours))
+		asleep[hours].Wait()
+	}
+}
+
+// suspended is how many invocations are suspended.
+func (w *world) suspended(ctx context.Context) (n int) {
+	w.t.Helper()
+	for i := range w.procs {
+		v, done, err := w.procs[i].Load().Inspect(ctx)
+		if err != nil {
+			w.t.Fatal(err)
+		}
+		s, err := v.Summary()
+		done()
+		if err != nil {
+			w.t.Fatal(err)
+		}
+		n += s.Statuses[storepb.Invocation_SUSPENDED]
+	}
+	return n
 }
 
 // Results that are no longer retained are purged without anybody asking.
@@ -431,6 +467,7 @@ func TestRetentionEnds(t *testing.T) {
 	w.start()
 	defer w.stop()
 	req, key := call("x", true)
+	req.GetInvoke().Invocation.CompletionRetentionMs, req.GetInvoke().Invocation.JournalRetentionMs = 1000, 1000
 	if _, err := w.do(within(t), key, req); err != nil {
 		t.Fatal(err)
 	}
