@@ -37,6 +37,7 @@ type Machine struct {
 	dedup    dedup
 	locks    locks
 	outbox   outbox
+	promises promises
 }
 
 // New makes the machine of a partition from what the store has.
@@ -45,6 +46,7 @@ func New(p cluster.PartitionID, keys cluster.KeyRange, r Reader) (*Machine, erro
 	m.dedup.step = &m.step
 	m.locks = newLocks(&m.step, &m.counters)
 	m.outbox = outbox{&m.step, &m.counters}
+	m.promises = promises{&m.step}
 	m.rows.init()
 	if err := m.load(r); err != nil {
 		return nil, fmt.Errorf("load the state of partition %d: %w", p, err)
