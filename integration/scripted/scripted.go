@@ -58,7 +58,7 @@ type Endpoint struct {
 
 // Start serves an endpoint on a free loopback port until Close: HTTP/1.1 and, unless http1 is set, h2c.
 func Start(http1 bool) (*Endpoint, error) {
-	ln, err := net.Listen("tcp", "127.0.0.1:0")
+	ln, err := listen()
 	if err != nil {
 		return nil, fmt.Errorf("listen for scripted endpoint: %w", err)
 	}
@@ -71,6 +71,23 @@ func Start(http1 bool) (*Endpoint, error) {
 	e.srv = &http.Server{Handler: e, Protocols: &protos, ReadHeaderTimeout: 10 * time.Second}
 	go func() { e.done <- e.srv.Serve(ln) }()
 	return e, nil
+}
+
+// addresses are those at which endpoints of this process have listened.
+var addresses sync.Map
+
+// listen listens at an address that no endpoint before had: a server may still know that one's deployment.
+func listen() (net.Listener, error) {
+	for {
+		ln, err := net.Listen("tcp", "127.0.0.1:0")
+		if err != nil {
+			return nil, err
+		}
+		if _, known := addresses.LoadOrStore(ln.Addr().String(), true); !known {
+			return ln, nil
+		}
+		defer ln.Close() // so that the next is another
+	}
 }
 
 // Close cuts all streams and waits for the listener to end. It may be called more than once.
