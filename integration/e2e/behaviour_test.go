@@ -161,7 +161,7 @@ func TestSleep(t *testing.T) {
 		}
 		equal(t, "sleep of nothing", call[string](t, e, e.path("Sleeper", "sleep"), 0), "slept")
 		equal(t, "parallel", call[int](t, e, e.path("Sleeper", "parallel"), []int{200, 10, 100}), 3)
-		equal(t, "race", call[int](t, e, e.path("Sleeper", "race"), []int{60_000, 50, 60_000}), 1)
+		equal(t, "race", call[int](t, e, e.path("Sleeper", "race"), []int{3_600_000, 50, 3_600_000}), 1)
 	})
 }
 
@@ -197,9 +197,6 @@ func TestOneWayCalls(t *testing.T) {
 		})
 		t0 := time.Now()
 		id := call[string](t, e, e.path("Caller", "send"), services.Target{Service: e.prefix + "Counter", Key: key, Handler: "add", Input: json.RawMessage("5"), DelayMs: 400})
-		if d := time.Since(t0); d > 300*time.Millisecond && d >= 400*time.Millisecond {
-			t.Logf("the delayed send itself took %v", d)
-		}
 		// The caller has the id at once; the invocation itself is on its way to its partition.
 		var result *answer
 		poll(t, "the delayed send arrives", func() error {

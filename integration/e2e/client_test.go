@@ -7,7 +7,6 @@ import (
 	"fmt"
 	"io"
 	"maps"
-	"net"
 	"net/http"
 	"net/url"
 	"regexp"
@@ -27,7 +26,8 @@ type client struct {
 	http           *http.Client
 }
 
-var transport = &http.Transport{MaxIdleConnsPerHost: 64, DisableCompression: true, DialContext: (&net.Dialer{Timeout: 5 * time.Second}).DialContext}
+// transport closes idle connections before a server does: a request on one that the server is just closing would fail.
+var transport = &http.Transport{MaxIdleConnsPerHost: 64, IdleConnTimeout: 30 * time.Second, DisableCompression: true}
 
 func newClient(ingress, admin string) *client {
 	return &client{ingress: strings.TrimRight(ingress, "/"), admin: strings.TrimRight(admin, "/"),

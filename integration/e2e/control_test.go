@@ -120,16 +120,15 @@ func TestEndInvocationsThatHaveNotStarted(t *testing.T) {
 	e.awaitLines(t, token, 1)
 	for op, message := range map[string]string{"cancel": "canceled", "kill": "killed"} {
 		waiting := e.later(t, e.path("Blocker", key, "hold"), fresh(t), "Idempotency-Key", token+op)
-		var inboxed string
 		poll(t, "the call is in the inbox", func() error {
-			a := e.in(t, request{path: e.path("Blocker", key, "hold") + "/send", body: toJSON(t, token), header: map[string]string{"Idempotency-Key": token + op}})
-			s := decode[sent](t, a, 202)
-			inboxed = s.InvocationID
-			if s.Status != "PreviouslyAccepted" {
-				return fmt.Errorf("status %s", s.Status)
+			if a := e.in(t, request{method: "GET", path: "/restate/invocation" + e.path("Blocker", key, "hold", token+op) + "/output"}); a.status != 470 {
+				return fmt.Errorf("%v", a)
 			}
 			return nil
 		})
+		a := e.in(t, request{path: e.path("Blocker", key, "hold") + "/send", body: toJSON(t, token), header: map[string]string{"Idempotency-Key": token + op}})
+		check(t, a, want{status: 202, json: `{"invocationId":"<inv>","status":"PreviouslyAccepted"}`})
+		inboxed := decode[sent](t, a, 202).InvocationID
 		check(t, e.end(t, inboxed, op), want{status: 200, empty: true})
 		check(t, waiting(), want{status: 409, json: fmt.Sprintf(`{"code":409,"message":%q,"source":"invocation"}`, message)})
 		check(t, e.attach(t, inboxed), want{status: 404, json: `{"code":404,"message":"not found","source":"invocation"}`})
@@ -137,7 +136,7 @@ func TestEndInvocationsThatHaveNotStarted(t *testing.T) {
 			want{status: 404, json: `{"code":404,"message":"invocation not found","source":"ingress"}`})
 		check(t, e.end(t, inboxed, op), want{status: 404, json: adminError("The requested invocation '" + inboxed + "' does not exist")})
 
-		a := e.in(t, request{path: e.path("Blocker", fresh(t), "hold") + "/send?delay=1h", body: toJSON(t, token)})
+		a = e.in(t, request{path: e.path("Blocker", fresh(t), "hold") + "/send?delay=1h", body: toJSON(t, token)})
 		scheduled := decode[sent](t, a, 202).InvocationID
 		check(t, e.end(t, scheduled, op), want{status: 200, empty: true})
 		check(t, e.end(t, scheduled, op), want{status: 404, json: adminError("The requested invocation '" + scheduled + "' does not exist")})

@@ -5,6 +5,7 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"io"
 	"net"
 	"net/http"
 	"strings"
@@ -292,11 +293,13 @@ func TestBodyLimit(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer resp.Body.Close()
-	b := make([]byte, 100)
-	n, _ := resp.Body.Read(b)
+	b, err := io.ReadAll(resp.Body)
+	if err != nil {
+		t.Error(err)
+	}
 	equal(t, "status", resp.StatusCode, 413)
 	equal(t, "content type", resp.Header.Get("content-type"), "text/plain; charset=utf-8")
-	equal(t, "body", string(b[:n]), "length limit exceeded")
+	equal(t, "body", string(b), "length limit exceeded")
 }
 
 func TestInvalidFailureCodes(t *testing.T) {

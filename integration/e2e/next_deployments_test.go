@@ -46,8 +46,9 @@ func TestNextDeploymentDrains(t *testing.T) {
 	waiting := one.send(t, one.path("Awaiter", key, "hold"), nil) // suspended
 	awakeable := one.awakeableID(t, key)
 	stepped := fresh(t)
-	sleeping := one.send(t, one.path("Runner", "replayed"), stepped) // has a step behind it and is attempted again
-	check(t, remove(one), want{status: 501, empty: true})            // it is the only one
+	replayed := one.send(t, one.path("Runner", "replayed"), stepped) // has a step behind it and is attempted again
+	one.awaitCount(t, stepped, 1)
+	check(t, remove(one), want{status: 501, empty: true}) // it is the only one
 
 	two := deploy()
 	if two.id == one.id {
@@ -65,11 +66,14 @@ func TestNextDeploymentDrains(t *testing.T) {
 	equal(t, "running", decode[string](t, one.attach(t, running), 200), "done")
 	check(t, one.in(t, request{path: "/restate/awakeables/" + awakeable + "/resolve", body: `"it"`}), want{status: 202})
 	equal(t, "suspended", decode[services.Outcome](t, one.attach(t, waiting), 200).Failure, (*services.Failure)(nil))
-	equal(t, "with a step", decode[services.Executed](t, one.attach(t, sleeping), 200).Executions, 1)
-	equal(t, "attempts of old invocations at the new deployment", len(two.lines(t, token)), 0)
+	equal(t, "with a step", decode[services.Executed](t, one.attach(t, replayed), 200).Executions, 1)
+	equal(t, "attempts of old invocations at the new deployment", len(two.lines(t, token))+two.count(t, stepped+"/attempt"), 0)
 
 	if differs(t, "drained-delete") {
 		return
+	}
+	for _, id := range []string{running, waiting, replayed} { // the answer goes out just before the attempt is forgotten
+		one.awaitStatus(t, id, "completed")
 	}
 	check(t, remove(one), want{status: 202, empty: true})
 	check(t, c.adm(t, request{method: "GET", path: "/deployments/" + one.id}), want{status: 404})
@@ -115,6 +119,7 @@ func (s *changing) start(t *testing.T, policy ...restate.InvocationRetryPolicyOp
 
 func (s *changing) handle(ctx restate.Context, token string) (string, error) {
 	if s.code.Load() == 1 {
+		s.mem.Count(misfits(token))
 		if err := restate.Sleep(ctx, time.Hour, restate.WithName("nap")); err != nil {
 			return "", err
 		}
@@ -132,11 +137,13 @@ func (s *changing) handle(ctx restate.Context, token string) (string, error) {
 	return v + " " + w, err
 }
 
+// misfits is what counts the attempts of code that does not fit the journal.
+func misfits(token string) string { return token + "/misfits" }
+
 // TestNextJournalMismatch: code that changed under an invocation is found out, and told with what was expected and what
 // came; the invocation waits as its policy says, and goes on where the code fits.
 func TestNextJournalMismatch(t *testing.T) {
 	t.Parallel()
-	e := &endpoint{client: shared()}
 	quickly := []restate.InvocationRetryPolicyOption{restate.WithInitialRetryInterval(20 * time.Millisecond), restate.WithMaxRetryInterval(50 * time.Millisecond)}
 	for name, policy := range map[string][]restate.InvocationRetryPolicyOption{
 		"pause":    append([]restate.InvocationRetryPolicyOption{restate.WithMaxRetryAttempts(2), restate.PauseOnMaxAttempts()}, quickly...),
@@ -145,27 +152,23 @@ func TestNextJournalMismatch(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			s := &changing{name: "Changing" + runID + strings.ReplaceAll(name, " ", ""), mem: services.NewMemory()}
+			e := &endpoint{client: shared(), memory: s.mem}
 			id1, err := e.register(map[string]any{"uri": s.start(t, policy...)})
 			if err != nil {
 				t.Fatal(err)
 			}
 			token := fresh(t)
 			id := e.send(t, "/"+s.name+"/h", token)
-			poll(t, "the awakeable", func() error {
-				if len(s.mem.Lines(token)) == 0 {
-					return errors.New("not yet")
-				}
-				return nil
-			})
-			awakeable := s.mem.Lines(token)[0]
+			awakeable := e.awaitLines(t, token, 1)[0]
+			e.becomes(t, id, "suspended") // so that no attempt of the old code can see it resolved
 			s.code.Store(1)
 			check(t, e.in(t, request{path: "/restate/awakeables/" + awakeable + "/resolve", body: `"second"`}), want{status: 202})
-			s.mismatch(t, e, id, name)
-			equal(t, "executions of the step", s.mem.Counted(token), 1)
+			e.mismatch(t, id, token, name, 2)
+			equal(t, "executions of the step", e.count(t, token), 1)
 			if name == "back off" {
 				s.code.Store(0) // the code is put right in place
 				check(t, e.attach(t, id), want{status: 200, json: `"first second"`})
-				equal(t, "executions of the step", s.mem.Counted(token), 1)
+				equal(t, "executions of the step", e.count(t, token), 1)
 				return
 			}
 			// The code is put right in another deployment, to which the invocation is moved.
@@ -175,10 +178,10 @@ func TestNextJournalMismatch(t *testing.T) {
 				t.Fatalf("%s: %v", id2, err)
 			}
 			check(t, e.end(t, id, "resume"), want{status: 200, empty: true}) // there it fails again
-			s.mismatch(t, e, id, name)
+			e.mismatch(t, id, token, name, 4)
 			check(t, e.end(t, id, "resume?deployment="+id2), want{status: 200, empty: true})
 			check(t, e.attach(t, id), want{status: 200, json: `"first second"`})
-			equal(t, "executions of the step", s.mem.Counted(token), 1)
+			equal(t, "executions of the step", e.count(t, token), 1)
 			if target.kind == "perdure" {
 				equal(t, "deployment", e.inspect(t, id).Deployment, id2)
 			}
@@ -186,13 +189,15 @@ func TestNextJournalMismatch(t *testing.T) {
 	}
 }
 
-// mismatch waits until the mismatch is reported and the invocation waits as it should.
-func (s *changing) mismatch(t *testing.T, e *endpoint, id, policy string) {
+// mismatch waits until so many attempts have not fitted, the mismatch is reported and the invocation waits as it should.
+func (e *endpoint) mismatch(t *testing.T, id, token, policy string, attempts int) {
 	t.Helper()
-	if target.kind != "perdure" { // only that it waits can be seen everywhere
-		if policy == "pause" {
-			e.awaitPaused(t, id)
-		}
+	e.awaitCount(t, misfits(token), attempts)
+	if policy == "pause" {
+		e.becomes(t, id, "paused")
+		equal(t, "attempts that did not fit", e.count(t, misfits(token)), attempts)
+	}
+	if target.kind != "perdure" { // nothing more can be seen everywhere
 		return
 	}
 	status := map[string]string{"pause": "paused", "back off": "backing-off"}[policy]

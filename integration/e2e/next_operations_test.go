@@ -35,11 +35,38 @@ func (c *client) status(t testing.TB, id string) string {
 	return fmt.Sprint(rows[0]["status"])
 }
 
-// awaitPaused waits until an invocation has been paused. It does not ask for it.
-func (c *client) awaitPaused(t testing.TB, id string) {
+// journal are the types of the entries of an invocation's journal, in the words of sys_journal.
+func (c *client) journal(t testing.TB, id string) (types []string) {
 	t.Helper()
-	poll(t, id+" is paused", func() error {
-		if s := c.status(t, id); s != "paused" {
+	if target.kind == "perdure" {
+		for _, entry := range c.inspect(t, id).Journal {
+			types = append(types, entry.Type)
+		}
+		return types
+	}
+	for _, row := range c.query(t, "SELECT index, entry_type FROM sys_journal WHERE id = '"+id+"' ORDER BY index") {
+		types = append(types, fmt.Sprint(row["entry_type"]))
+	}
+	return types
+}
+
+// awaitEntry waits until the journal of an invocation has an entry of the type: then an attempt that is stopped need not
+// make it again.
+func (c *client) awaitEntry(t testing.TB, id, typ string) {
+	t.Helper()
+	poll(t, typ+" in the journal of "+id, func() error {
+		if types := c.journal(t, id); !slices.Contains(types, typ) {
+			return fmt.Errorf("it is %q", types)
+		}
+		return nil
+	})
+}
+
+// becomes waits until an invocation has the status, in the words of sys_invocation. It does not ask for it.
+func (c *client) becomes(t testing.TB, id, status string) {
+	t.Helper()
+	poll(t, id+" is "+status, func() error {
+		if s := c.status(t, id); s != status {
 			return fmt.Errorf("it is %s", s)
 		}
 		return nil
@@ -75,13 +102,13 @@ func TestNextPauseOnMaxAttemptsAndResume(t *testing.T) {
 		token := fresh(t)
 		id := e.send(t, e.path("Failing", "pausing"), token)
 		e.awaitCount(t, token, 2)
-		e.awaitPaused(t, id)
+		e.becomes(t, id, "paused")
 		check(t, e.end(t, id, "restart-as-new"), want{status: 409, json: adminError("The invocation '" + id + "' is still running."), header: jsonType})
 		check(t, e.end(t, id, "resume?deployment=bogus"), want{status: 400, json: adminError("The query parameter 'deployment' is invalid. Reason: bad format"), header: jsonType})
 		check(t, e.in(t, request{method: "GET", path: "/restate/invocation/" + id + "/output"}), want{status: 470})
 		check(t, e.end(t, id, "resume"), want{status: 200, empty: true})
 		e.awaitCount(t, token, 4) // it fails twice more
-		e.awaitPaused(t, id)
+		e.becomes(t, id, "paused")
 		equal(t, "attempts", e.count(t, token), 4)
 		e.open(t, token)
 		check(t, e.end(t, id, "resume?deployment=latest"), want{status: 200, empty: true})
@@ -98,7 +125,7 @@ func TestNextPausedInvocationKeepsItsKeyAndCanBeEnded(t *testing.T) {
 		token := fresh(t)
 		id := e.send(t, e.path("Failing", "pausing"), token)
 		e.awaitCount(t, token, 2)
-		e.awaitPaused(t, id)
+		e.becomes(t, id, "paused")
 		e.open(t, token)
 		check(t, e.end(t, id, op), want{status: status, empty: true})
 		w := want{status: 409, json: `{"code":409,"message":"killed","source":"invocation"}`}
@@ -113,7 +140,7 @@ func TestNextPauseAndResumeRunning(t *testing.T) {
 	eachVariant(t, func(t *testing.T, e *endpoint) {
 		token := fresh(t)
 		id := e.send(t, e.path("Blocker", fresh(t), "await"), token)
-		e.awaitLines(t, token, 1)
+		e.awaitEntry(t, id, "Notification: Run")
 		e.stop(t, id)
 		check(t, e.end(t, id, "resume"), want{status: 200, empty: true})
 		check(t, e.end(t, id, "cancel"), want{status: 202, empty: true})
@@ -269,16 +296,11 @@ func TestNextQuery(t *testing.T) {
 		"status": "completed", "completion_result": "success", "pinned_deployment_id": e.id}})
 	rows = e.query(t, "SELECT key, value, value_utf8 FROM state WHERE service_name = '"+e.prefix+"Counter' AND service_key = '"+key+"'")
 	equal(t, "state", rows, []map[string]any{{"key": "count", "value": "3135", "value_utf8": "15"}})
-	rows = e.query(t, "SELECT index, entry_type FROM sys_journal WHERE id = '"+id+"' ORDER BY index")
-	var types []string
-	for _, r := range rows {
-		types = append(types, fmt.Sprint(r["entry_type"]))
-	}
 	get := "Command: GetEagerState"
 	if noEagerState() {
 		get = "Command: GetLazyState, Notification: GetLazyState"
 	}
-	equal(t, "sys_journal", strings.Join(types, ", "), "Command: Input, "+get+", Command: SetState, Command: Output")
+	equal(t, "sys_journal", strings.Join(e.journal(t, id), ", "), "Command: Input, "+get+", Command: SetState, Command: Output")
 	rows = e.query(t, "SELECT name, ty, public, deployment_id FROM sys_service WHERE name = '"+e.prefix+"Counter'")
 	equal(t, "sys_service", rows, []map[string]any{{"name": e.prefix + "Counter", "ty": "virtual_object", "public": true, "deployment_id": e.id}})
 	equal(t, "nothing", e.query(t, "SELECT id FROM sys_invocation WHERE id = '"+unknownID+"'"), []map[string]any{})

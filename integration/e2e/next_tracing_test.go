@@ -120,14 +120,24 @@ func TestNextTracing(t *testing.T) {
 	e.awaitLines(t, token, 1)
 	check(t, e.end(t, killed, "kill"), want{status: 200})
 
+	// Spans come in batches, an attempt's perhaps after that of the invocation's end.
+	var one, two, three map[string][]*tracepb.Span
+	var caller *tracepb.Span // the attempt that called is the callee's parent; there may be others, behind a suspension
 	poll(t, "all spans", func() error {
-		one, two, three := got.of(trace), got.of(trace2), got.of(trace3)
-		if len(one) < 4 || len(two) < 7 || len(three) < 4 {
-			return fmt.Errorf("spans %v, %v, %v", names(one), names(two), names(three))
+		one, two, three = got.of(trace), got.of(trace2), got.of(trace3)
+		caller = nil
+		for _, started := range two["invocation-start OwnCounter/{key}/add"] {
+			for _, at := range two["invocation-attempt OwnCaller/call"] {
+				if string(at.SpanId) == string(started.ParentSpanId) {
+					caller = at
+				}
+			}
+		}
+		if len(one) < 4 || len(one["invocation-attempt "+svc+"/h"]) < 2 || len(two) < 7 || caller == nil || len(three) < 4 {
+			return fmt.Errorf("spans %v, %v, %v, attempt that called %v", names(one), names(two), names(three), caller)
 		}
 		return nil
 	})
-	one := got.of(trace)
 	single := func(m map[string][]*tracepb.Span, name string) *tracepb.Span {
 		t.Helper()
 		if len(m[name]) != 1 {
@@ -166,18 +176,7 @@ func TestNextTracing(t *testing.T) {
 	}
 	equal(t, "failed attempts", failed, 1)
 
-	two := got.of(trace2)
-	// The attempt that called is the callee's parent; there may have been others, behind a suspension.
-	started := single(two, "invocation-start OwnCounter/{key}/add")
-	var caller *tracepb.Span
-	for _, at := range two["invocation-attempt OwnCaller/call"] {
-		if string(at.SpanId) == string(started.ParentSpanId) {
-			caller = at
-		}
-	}
-	if caller == nil {
-		t.Fatal("no attempt of the caller is the parent of the callee")
-	}
+	single(two, "invocation-start OwnCounter/{key}/add")
 	var events []string
 	for _, ev := range caller.Events {
 		events = append(events, strings.TrimPrefix(ev.Name, "restate.invocation.lifecycle."))
@@ -187,7 +186,7 @@ func TestNextTracing(t *testing.T) {
 	}
 	callee := single(two, "invocation-end OwnCounter/{key}/add")
 	equal(t, "callee", attribute(callee, "restate.invocation.target"), "OwnCounter/"+key+"/add")
-	equal(t, "result of the killed one", attribute(single(got.of(trace3), "invocation-end OwnBlocker/{key}/hold"), "restate.invocation.result"), "failure")
+	equal(t, "result of the killed one", attribute(single(three, "invocation-end OwnBlocker/{key}/hold"), "restate.invocation.result"), "failure")
 
 	// Without a client's trace there is a new one.
 	check(t, e.in(t, request{path: e.path("Greeter", "greet"), body: `"Ada"`}), want{status: 200})

@@ -179,7 +179,7 @@ func (s *scene) v7Futures(t *testing.T) {
 			if err := s.s.AwaitAttempts(t.Context(), id, 1); err != nil {
 				t.Fatal(err)
 			}
-			s.awaitSuspended(t, id)
+			s.becomes(t, id, "suspended")
 			for i, sig := range c.signals {
 				s.signal(t, id, sig)
 				if i < len(c.signals)-1 {
@@ -193,20 +193,9 @@ func (s *scene) v7Futures(t *testing.T) {
 	t.Run("cancel", func(t *testing.T) {
 		t.Parallel()
 		id := s.sendTo(t, "future", "all")
-		s.awaitSuspended(t, id)
+		s.becomes(t, id, "suspended")
 		check(t, s.end(t, id, "cancel"), want{status: 202, empty: true})
 		equal(t, "result", s.result(t, id), "2 entries")
-	})
-}
-
-// awaitSuspended waits until an invocation is suspended: only then it has been attempted and a pause has nothing to do.
-func (s *scene) awaitSuspended(t *testing.T, id string) {
-	t.Helper()
-	poll(t, id+" is suspended", func() error {
-		if got := s.status(t, id); got != "suspended" {
-			return fmt.Errorf("it is %s", got)
-		}
-		return nil
 	})
 }
 
@@ -249,18 +238,12 @@ func (s *scene) signal(t *testing.T, id, sig string) {
 func (s *scene) staysSuspended(t *testing.T, id string, entries int) {
 	t.Helper()
 	poll(t, fmt.Sprintf("%d entries", entries), func() error {
-		n := 0
-		if target.kind == "perdure" {
-			n = len(s.inspect(t, id).Journal)
-		} else {
-			n = len(s.query(t, "SELECT index FROM sys_journal WHERE id = '"+id+"'"))
-		}
-		if n != entries {
-			return fmt.Errorf("%d entries", n)
+		if j := s.journal(t, id); len(j) != entries {
+			return fmt.Errorf("it is %q", j)
 		}
 		return nil
 	})
-	s.awaitSuspended(t, id)
+	s.becomes(t, id, "suspended")
 	equal(t, "attempts so far", s.s.Attempts(id), 1)
 }
 
@@ -286,7 +269,7 @@ func (s *scene) v7Errors(t *testing.T) {
 	if err := s.s.AwaitAttempts(t.Context(), paused, 1); err != nil {
 		t.Fatal(err)
 	}
-	s.awaitPaused(t, paused)
+	s.becomes(t, paused, "paused")
 	equal(t, "attempts", s.s.Attempts(paused), 1)
 	if target.kind == "perdure" {
 		i := s.inspect(t, paused)

@@ -107,6 +107,7 @@ func TestNextWorkflowForgottenBeforeItsPromise(t *testing.T) {
 		on := func(h string) string { return e.path("Flow", key, h) }
 		run := e.send(t, on("run"), "in")
 		waiting := e.send(t, on("await"), nil)
+		e.awaitEntry(t, waiting, "Command: GetPromise")
 		e.stop(t, waiting)
 		check(t, e.end(t, run, "kill"), want{status: 200, empty: true})
 		check(t, e.end(t, run, "purge"), want{status: 200, empty: true})
