@@ -544,19 +544,30 @@ func TestConcurrentRegistrations(t *testing.T) {
 	t.Parallel()
 	c, s := shared(), startScripted(t, false)
 	s.Discover(scripted.Discovery{Body: scripted.Manifest("BIDI_STREAM", nil, scripted.Service{Name: name(t, "Once"), Handlers: []scripted.Handler{{Name: "h"}}})})
+	register := request{path: "/deployments", body: toJSON(t, map[string]any{"uri": s.URL})}
 	var wg sync.WaitGroup
-	ids := make([]string, 6)
-	for i := range ids {
+	answers := make([]*answer, 6)
+	for i := range answers {
 		wg.Go(func() {
-			id, err := c.register(map[string]any{"uri": s.URL})
+			a, err := c.try(t.Context(), c.admin, register)
 			if err != nil {
 				t.Error(err)
 			}
-			ids[i] = id
+			answers[i] = a
 		})
 	}
 	wg.Wait()
-	for _, id := range ids {
-		equal(t, "id", id, ids[0])
+	if t.Failed() {
+		return
 	}
+	created := 0
+	for _, a := range answers {
+		equal(t, "id", idOf(t, a), idOf(t, answers[0]))
+		if a.status == 201 {
+			created++
+		} else {
+			check(t, a, want{status: 200})
+		}
+	}
+	equal(t, "created", created, 1)
 }

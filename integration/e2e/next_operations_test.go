@@ -118,7 +118,7 @@ func TestNextPauseOnMaxAttemptsAndResume(t *testing.T) {
 	})
 }
 
-func TestNextPausedInvocationKeepsItsKeyAndCanBeEnded(t *testing.T) {
+func TestNextPausedInvocationCanBeEnded(t *testing.T) {
 	t.Parallel()
 	e := goBidi(t)
 	for op, status := range map[string]int{"kill": 200, "cancel": 202} {
@@ -138,14 +138,17 @@ func TestNextPausedInvocationKeepsItsKeyAndCanBeEnded(t *testing.T) {
 
 func TestNextPauseAndResumeRunning(t *testing.T) {
 	eachVariant(t, func(t *testing.T, e *endpoint) {
-		token := fresh(t)
-		id := e.send(t, e.path("Blocker", fresh(t), "await"), token)
+		key, token := fresh(t), fresh(t)
+		id := e.send(t, e.path("Blocker", key, "await"), token)
 		e.awaitEntry(t, id, "Notification: Run")
 		e.stop(t, id)
+		next := e.send(t, e.path("Blocker", key, "free"), nil)
+		e.becomes(t, next, "pending") // what is paused keeps its key
 		check(t, e.end(t, id, "resume"), want{status: 200, empty: true})
 		check(t, e.end(t, id, "cancel"), want{status: 202, empty: true})
 		check(t, e.attach(t, id), want{status: 409})
 		equal(t, "lines", e.lines(t, token), []string{"enter", "cleanup"})
+		equal(t, "the key is free", decode[string](t, e.attach(t, next), 200), "free")
 	})
 }
 
@@ -266,8 +269,10 @@ func TestNextModifyState(t *testing.T) {
 	counts(6)
 	equal(t, "keys", call[[]string](t, e, e.path("Counter", key, "keys"), nil), []string{"count"})
 	modify(stateVersion(map[string]string{"count": "5"}), map[string]string{"count": "7"}) // not the version it has
-	modify(stateVersion(map[string]string{"count": "6"}), map[string]string{"count": "8"})
-	counts(8) // the key is a queue, so the change in between has been refused by now
+	// The key is a queue: what changes it next comes after the change that is to be refused.
+	equal(t, "add after a refused change", call[services.Added](t, e, e.path("Counter", key, "add"), 1), services.Added{Old: 6, New: 7})
+	modify(stateVersion(map[string]string{"count": "7"}), map[string]string{"count": "8"})
+	counts(8)
 	modify("", nil)
 	counts(0)
 	state := `{"object_key":"k","new_state":{"count":[53]}}`

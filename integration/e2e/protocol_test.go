@@ -413,7 +413,11 @@ func TestHalfClose(t *testing.T) {
 			}
 			a.Send(done("second")...)
 		})
+		t0 := time.Now()
 		check(t, s.in(t, request{path: "/" + s.svc + "/h"}), want{status: 200, text: "second"})
+		if d := time.Since(t0); d < 300*time.Millisecond {
+			t.Errorf("cut off after %v, the timeouts are 300ms together", d)
+		}
 	})
 }
 
@@ -445,29 +449,29 @@ func TestRetryDelayFromTheEndpoint(t *testing.T) {
 	t.Parallel()
 	// With one attempt allowed, delays that the endpoint asks for still do not use it up.
 	s := setup(t, "BIDI_STREAM", map[string]any{"retryPolicyMaxAttempts": 1, "retryPolicyOnMaxAttempts": "KILL"})
-	for name, fail := range map[string]scripted.Script{
-		"error message": func(a *scripted.Attempt) { a.Send(message(wire.Error, 1, 500, 2, "later", 8, 100)) },
-		"retry after": func(a *scripted.Attempt) {
+	for name, c := range map[string]struct {
+		fail     scripted.Script
+		failures int
+		delays   time.Duration // of all failures together
+	}{
+		"error message": {func(a *scripted.Attempt) { a.Send(message(wire.Error, 1, 500, 2, "later", 8, 100)) }, 4, 400 * time.Millisecond},
+		"retry after": {func(a *scripted.Attempt) {
 			a.Header().Set("Retry-After", "1")
 			a.Respond(503, "")
-		},
+		}, 1, time.Second},
 	} {
 		t.Run(name, func(t *testing.T) {
-			failures := 4
-			if name == "retry after" {
-				failures = 1
-			}
 			s.s.Handle(s.svc, "h", func(a *scripted.Attempt) {
-				if a.Number <= failures {
-					fail(a)
+				if a.Number <= c.failures {
+					c.fail(a)
 					return
 				}
 				a.Send(done("x")...)
 			})
 			t0 := time.Now()
 			check(t, s.in(t, request{path: "/" + s.svc + "/h"}), want{status: 200, text: "x"})
-			if d := time.Since(t0); d < 400*time.Millisecond {
-				t.Errorf("took %v, the delays alone are longer", d)
+			if d := time.Since(t0); d < c.delays {
+				t.Errorf("took %v, the delays alone take %v", d, c.delays)
 			}
 		})
 	}
