@@ -42,6 +42,9 @@ func loadCase(name, workload string, nodes, conns int, open bool, h2c bool, p lo
 		if open {
 			cfg.Rate = b.Rate
 		}
+		if b.Ops > 0 {
+			cfg.MaxOps, cfg.Warmup, cfg.Duration = b.Ops, 0, time.Hour
+		}
 		m := r.meter()
 		t0 := time.Now()
 		res := load.Run(cfg)

@@ -73,10 +73,10 @@ func (b *bench) configured(d *harness.Def, nodes int, config map[string]string) 
 	if err := r.ep.Start(); err != nil {
 		return nil, err
 	}
-	for i := 0; ; i++ {
+	for deadline := time.Now().Add(b.StartTimeout); ; {
 		if _, err := load.Stats(r.ctl); err == nil {
 			break
-		} else if i > 500 {
+		} else if time.Now().After(deadline) {
 			r.stop()
 			return nil, fmt.Errorf("start the endpoint: %w", err)
 		}

@@ -40,6 +40,9 @@ type Options struct {
 	// Duration is the measured window of a load (default 10 s), Warmup the time before it (default 3 s), Settle the pause
 	// after a start (default 1 s), StartTimeout how long a server may take to become healthy (default 1 min).
 	Duration, Warmup, Settle, StartTimeout time.Duration
+	// Ops ends a load after so many operations instead of after Duration, without Warmup: it comes to the same on every machine.
+	// 0 leaves it to Duration.
+	Ops uint64
 	// Rate is that of the open-loop workloads, CrashRate that of the crash workload, per second (default 200, 90).
 	Rate, CrashRate float64
 	// Suspended is the number of invocations asleep in the suspended workload (default 20,000), all due Lead after the
@@ -234,10 +237,14 @@ func (b *bench) info() map[string]any {
 			break
 		}
 	}
+	window := fmt.Sprintf("%v after %v of warm-up", b.Duration, b.Warmup)
+	if b.Ops > 0 {
+		window = fmt.Sprintf("%d operations", b.Ops)
+	}
 	return map[string]any{
 		"when":                      time.Now().UTC().Format(time.RFC3339),
 		"machine":                   fmt.Sprintf("%d × %s, kernel %s", runtime.NumCPU(), cpu, read("/proc/sys/kernel/osrelease")),
-		"windows":                   fmt.Sprintf("%d rounds of %v after %v of warm-up; open loops at %g/s, crash at %g/s; %d suspended, backlog %d", b.Rounds, b.Duration, b.Warmup, b.Rate, b.CrashRate, b.Suspended, b.Backlog),
+		"windows":                   fmt.Sprintf("%d rounds of %s; open loops at %g/s, crash at %g/s; %d suspended, backlog %d", b.Rounds, window, b.Rate, b.CrashRate, b.Suspended, b.Backlog),
 		"pinning":                   fmt.Sprintf("server %q, endpoint %q", b.ServerCPUs, b.EndpointCPUs),
 		"load average at the start": read("/proc/loadavg"),
 	}

@@ -30,12 +30,6 @@ const HeaderLen = 8
 // never sets a flag.
 const FlagRequestedAck uint16 = 0x8000
 
-// The protocol versions that the server speaks.
-const (
-	MinVersion = 5
-	MaxVersion = 7
-)
-
 // Frame is one frame. Payload aliases the buffer that the frame was split from.
 type Frame struct {
 	Type    uint16

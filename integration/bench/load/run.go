@@ -177,11 +177,11 @@ func Run(cfg Config) *Result {
 					done := time.Now()
 					if err == nil {
 						w.all++
-						if done.After(begin) && done.Before(end) {
+						if !done.Before(begin) && done.Before(end) {
 							w.ops++
 							slots[int(done.Sub(begin)/(10*time.Millisecond))].Add(1)
 						}
-						if intended.After(begin) && intended.Before(end) {
+						if !intended.Before(begin) && intended.Before(end) {
 							w.h.Record(done.Sub(intended))
 						}
 						if cfg.OnSuccess != nil {

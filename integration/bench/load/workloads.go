@@ -4,7 +4,6 @@ import (
 	"bytes"
 	"encoding/json"
 	"fmt"
-	"sort"
 	"strconv"
 	"strings"
 	"sync"
@@ -355,14 +354,4 @@ func mixed(all map[string]Workload) Workload {
 			Check: func(op *Op, status int, body []byte) error { return of(op.Seq).Check(op, status, body) },
 		}
 	}}
-}
-
-// Names lists the workloads.
-func Names() []string {
-	var s []string
-	for k := range All {
-		s = append(s, k)
-	}
-	sort.Strings(s)
-	return s
 }

@@ -35,6 +35,7 @@ func main() {
 	flag.StringVar(&o.Work, "work", "", "directory for data and logs, on the disk to be measured (default: a temporary one)")
 	flag.IntVar(&o.Rounds, "rounds", 3, "rounds")
 	flag.DurationVar(&o.Duration, "d", 5*time.Second, "measured window of a load")
+	flag.Uint64Var(&o.Ops, "ops", 0, "end a load after so many operations instead of after -d, without warm-up")
 	flag.DurationVar(&o.Warmup, "warmup", 2*time.Second, "warm-up before it")
 	flag.Float64Var(&o.Rate, "rate", 200, "rate of the open-loop workloads; choose one that both servers sustain")
 	flag.IntVar(&o.Suspended, "k", 20_000, "suspended invocations of that workload")
