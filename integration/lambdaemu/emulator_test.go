@@ -294,7 +294,7 @@ func TestNoTimePassesFrozen(t *testing.T) {
 
 // TestFailures: what goes wrong in a function arrives as a function error, and the process that is lost is replaced.
 func TestFailures(t *testing.T) {
-	e := newEmulator(t, Config{}, Function{Timeout: 5 * time.Second})
+	e := newEmulator(t, Config{}, Function{Timeout: time.Minute})
 	c := client(t, e, good)
 	for _, x := range []struct {
 		order  order
@@ -304,11 +304,19 @@ func TestFailures(t *testing.T) {
 		{order{Do: "fail"}, `"errorMessage":"it failed"`, false},
 		{order{Do: "panic"}, `it panicked`, true},
 		{order{Do: "exit"}, `Runtime exited with error: exit status 7`, true},
-		{order{Do: "wait", For: time.Minute}, `Task timed out after 5.00 seconds`, true},
+		{order{Do: "wait", For: time.Hour}, `Task timed out after 0.50 seconds`, true},
 		{order{Bytes: MaxResponse}, `Function.ResponseSizeTooLarge`, true},
 	} {
 		before := call(t, c, testARN+":1", order{})
+		if x.order.Do == "wait" { // what is good must not be late on a slow machine
+			if err := e.SetTimeout(testARN, 500*time.Millisecond); err != nil {
+				t.Fatal(err)
+			}
+		}
 		got := call(t, c, testARN+":1", x.order)
+		if err := e.SetTimeout(testARN, time.Minute); err != nil {
+			t.Fatal(err)
+		}
 		if got.err != nil || got.functionError != "Unhandled" || !strings.Contains(got.payload, x.says) {
 			t.Errorf("%+v: got %q %.300s %v, want %s", x.order, got.functionError, got.payload, got.err, x.says)
 		}

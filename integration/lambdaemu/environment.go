@@ -22,6 +22,7 @@ import (
 type event struct {
 	id, arn  string
 	payload  []byte
+	timeout  time.Duration
 	deadline time.Time
 	result   chan result // capacity 1; the first counts
 }
@@ -131,8 +132,8 @@ func (env *environment) run(ev *event, cold, crash bool) (res result, good bool)
 	} else if res, ok := env.awaitInit(ev); !ok {
 		return res, false
 	}
-	ev.deadline = time.Now().Add(env.v.f.Timeout) // the start has a limit of its own
-	timer := time.NewTimer(env.v.f.Timeout)
+	ev.deadline = time.Now().Add(ev.timeout) // the start has a limit of its own
+	timer := time.NewTimer(ev.timeout)
 	defer timer.Stop()
 	select {
 	case env.events <- ev:
@@ -198,7 +199,7 @@ func (env *environment) exited(ev *event) result {
 }
 
 func (env *environment) timedOut(ev *event) result {
-	return failed("Sandbox.Timedout", "RequestId: %s Error: Task timed out after %.2f seconds", ev.id, env.v.f.Timeout.Seconds())
+	return failed("Sandbox.Timedout", "RequestId: %s Error: Task timed out after %.2f seconds", ev.id, ev.timeout.Seconds())
 }
 
 func (env *environment) serveNext(w http.ResponseWriter, r *http.Request) {

@@ -45,7 +45,8 @@ type function struct {
 	mu       sync.Mutex
 	versions []*version // number 1 is the first
 	aliases  map[string]int
-	limit    int
+	limit    int           // of Concurrency
+	timeout  time.Duration // of a call
 	stats    Stats
 	envs     map[*environment]bool // all processes
 	closed   bool
@@ -89,7 +90,7 @@ func (e *Emulator) CreateFunction(f Function) error {
 	if e.functions[arn] != nil || e.closed {
 		return fmt.Errorf("create function: %s exists, or the emulator is closed", arn)
 	}
-	e.functions[arn] = &function{Function: f, e: e, name: name, aliases: map[string]int{}, limit: f.Concurrency, envs: map[*environment]bool{}}
+	e.functions[arn] = &function{Function: f, e: e, name: name, aliases: map[string]int{}, limit: f.Concurrency, timeout: f.Timeout, envs: map[*environment]bool{}}
 	return nil
 }
 
@@ -140,6 +141,18 @@ func (e *Emulator) SetConcurrency(arn string, n int) error {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	f.limit = n
+	return nil
+}
+
+// SetTimeout changes the limit of a function's calls, for those that begin afterwards.
+func (e *Emulator) SetTimeout(arn string, d time.Duration) error {
+	f, err := e.function(arn)
+	if err != nil {
+		return fmt.Errorf("set timeout: %w", err)
+	}
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.timeout = d
 	return nil
 }
 
@@ -223,22 +236,23 @@ func (f *function) resolve(qualifier string) *version {
 
 var errClosing = errors.New("the emulator is closing")
 
-// take gives an environment for a call of v, a fresh one when none is idle, or reports that the limit is reached.
-func (v *version) take() (env *environment, cold, ok bool, err error) {
+// take gives an environment for a call of v, a fresh one when none is idle, and the call's time limit, or reports that the limit
+// of calls is reached.
+func (v *version) take() (env *environment, cold bool, timeout time.Duration, ok bool, err error) {
 	f := v.f
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	if f.closed {
-		return nil, false, true, errClosing
+		return nil, false, 0, true, errClosing
 	}
 	if f.stats.Running >= f.limit {
 		f.stats.Throttles++
-		return nil, false, false, nil
+		return nil, false, 0, false, nil
 	}
 	if n := len(v.idle); n > 0 {
 		env, v.idle = v.idle[n-1], v.idle[:n-1]
 	} else if env, err = start(v); err != nil {
-		return nil, true, true, err
+		return nil, true, 0, true, err
 	} else {
 		f.envs[env] = true
 		f.stats.ColdStarts++
@@ -247,7 +261,7 @@ func (v *version) take() (env *environment, cold, ok bool, err error) {
 	f.stats.Calls++
 	f.stats.Running++
 	f.stats.Peak = max(f.stats.Peak, f.stats.Running)
-	return env, cold, true, nil
+	return env, cold, f.timeout, true, nil
 }
 
 // give takes an environment back after a call; one that failed is ended.
@@ -376,7 +390,7 @@ func (e *Emulator) call(w http.ResponseWriter, r *http.Request, v *version, body
 	case fault.DropBefore:
 		drop()
 	}
-	env, cold, ok, err := v.take()
+	env, cold, timeout, ok, err := v.take()
 	c.Cold = cold
 	switch {
 	case err != nil:
@@ -386,7 +400,7 @@ func (e *Emulator) call(w http.ResponseWriter, r *http.Request, v *version, body
 		refuse(throttled)
 		return
 	}
-	ev := &event{id: c.RequestID, arn: v.f.ARN + ":" + c.Version, payload: body, deadline: time.Now().Add(v.f.Timeout), result: make(chan result, 1)}
+	ev := &event{id: c.RequestID, arn: v.f.ARN + ":" + c.Version, payload: body, timeout: timeout, result: make(chan result, 1)}
 	res, good := env.run(ev, cold, fault.Crash)
 	v.give(env, good, res.err != "")
 	c.ResponseBytes, c.FunctionError = len(res.payload), res.err

@@ -55,7 +55,7 @@ func TestOperatorMessages(t *testing.T) {
 	onlyHere(t, "the reference server does not show invocations at this path")
 	s := server(t)
 	bootstrap := faulty(t)
-	arn := deploy(t, lambdaemu.Function{Timeout: 10 * time.Second}, "own-failures", bootstrap)
+	arn := deploy(t, lambdaemu.Function{}, "own-failures", bootstrap)
 	register(t, s, map[string]any{"arn": arn})
 	fault := func(f lambdaemu.Fault) func() {
 		return func() {
@@ -97,8 +97,13 @@ func TestOperatorMessages(t *testing.T) {
 		{"garbage", []string{"protocol error", "does it run an SDK endpoint?"}},
 	} {
 		t.Run(x.mode, func(t *testing.T) {
-			bad := deploy(t, lambdaemu.Function{Timeout: time.Second, Env: []string{"FAULTY=" + x.mode}}, "own-"+x.mode, bootstrap)
+			bad := deploy(t, lambdaemu.Function{Env: []string{"FAULTY=" + x.mode}}, "own-"+x.mode, bootstrap)
 			register(t, s, map[string]any{"arn": bad})
+			if x.mode == "hang" { // what answers must not be late on a slow machine
+				if err := emulator.SetTimeout(prefix+"own-hang", time.Second); err != nil {
+					t.Fatal(err)
+				}
+			}
 			checkFailure(t, s, send(t, s, "/Faulty/Echo", x.mode), "RT0010", bad, x.says)
 		})
 	}

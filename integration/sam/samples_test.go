@@ -97,9 +97,22 @@ func TestSamples(t *testing.T) {
 			t.Errorf("status %q", status)
 		}
 	})
+	t.Run("reminder in an hour", func(t *testing.T) {
+		before := len(invokes("reminder"))
+		id := send(t, s, "/Reminder/cake/Run", map[string]any{"text": "cake", "afterSeconds": 3600})
+		defer kill(t, s, id)
+		asleep := func() bool {
+			return len(invokes("reminder")) == before+2 && emulator.Stats(prefix+"reminder").Running == 0
+		}
+		eventually(t, asleep, func() string { return "its function is running" })
+		if status := call[string](t, s, "/Reminder/cake/Status", nil); status != "waiting" {
+			t.Errorf("status %q", status)
+		}
+	})
 }
 
-// checkSleeper: run, sleep and run are four calls (each step ends one, the sleep another), none of them in the nap.
+// checkSleeper: run, sleep and run are four calls (each step ends one, the sleep another), one after the other, and the third
+// begins when the nap is over.
 func checkSleeper(t *testing.T, got []lambdaemu.Call, nap time.Duration) {
 	t.Helper()
 	slices.SortFunc(got, func(a, b lambdaemu.Call) int { return a.Began.Compare(b.Began) })
@@ -110,7 +123,12 @@ func checkSleeper(t *testing.T, got []lambdaemu.Call, nap time.Duration) {
 	if len(got) != 4 {
 		t.Fatalf("%d calls for run, sleep and run, want 4: %v", len(got), spans)
 	}
-	if quiet := got[2].Began.Sub(got[1].Began.Add(got[1].Took)); quiet < nap-500*time.Millisecond {
-		t.Errorf("only %s without a call: %v", quiet, spans)
+	for i := range got[1:] {
+		if got[i+1].Began.Before(got[i].Began.Add(got[i].Took)) {
+			t.Errorf("two calls at once: %v", spans)
+		}
+	}
+	if slept := got[2].Began.Sub(got[1].Began); slept < nap-time.Millisecond { // that the alarm's time is cut to
+		t.Errorf("woken %s after the call that went to sleep began: %v", slept, spans)
 	}
 }

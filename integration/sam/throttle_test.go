@@ -37,10 +37,22 @@ func TestThrottling(t *testing.T) {
 	}
 	before := latencies(t, s, 50)
 
+	// However slow the machine queues them, none runs before all are there: else one could be over before the next begins.
+	all := make(chan struct{})
+	queue := sync.OnceFunc(func() { close(all) })
+	defer queue()
+	emulator.SetFault(func(c lambdaemu.Call) lambdaemu.Fault {
+		if c.Function == prefix+"own-narrow" && strings.HasPrefix(c.Path, "/invoke/") {
+			<-all
+		}
+		return lambdaemu.Fault{}
+	})
+	defer emulator.SetFault(nil)
 	var ids []string
 	for i := range queued {
 		ids = append(ids, send(t, s, "/Faulty/Work", i))
 	}
+	queue()
 	began := time.Now()
 	ran := func() int { return len(invokes("own-narrow")) - emulator.Stats(prefix+"own-narrow").Throttles }
 	var during []time.Duration
