@@ -16,6 +16,8 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	"perdure/integration/harness"
 )
 
 // TestMain lets this test binary stand in for the programs that the demo starts.
@@ -85,14 +87,13 @@ func testDemo(t *testing.T, role string) (*demo, *bytes.Buffer) {
 		t.Fatal(err)
 	}
 	var out bytes.Buffer
-	d := &demo{server: self, example: self, data: t.TempDir(), out: &out, patience: 20 * time.Second}
-	for _, addr := range []*string{&d.ingress, &d.admin, &d.node, &d.services} {
-		ln, err := net.Listen("tcp", "127.0.0.1:0")
-		if err != nil {
-			t.Fatal(err)
-		}
-		defer ln.Close()
-		*addr = ln.Addr().String()
+	d := &demo{server: self, example: self, data: t.TempDir(), out: &out, patience: time.Minute}
+	ports, err := harness.FreePorts(4)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for i, addr := range []*string{&d.ingress, &d.admin, &d.node, &d.services} {
+		*addr = fmt.Sprintf("127.0.0.1:%d", ports[i])
 	}
 	return d, &out
 }

@@ -195,7 +195,7 @@ func (d *Driver) ask(ctx context.Context, method, path string, p *Program) (int,
 
 // Settle waits until every invocation that want has has ended, reads the objects, and completes the outcome.
 func (d *Driver) Settle(ctx context.Context, want *Outcome, answers map[int]End, problems []string) *Outcome {
-	ctx, cancel := context.WithTimeout(ctx, d.Patience)
+	ending, cancel := context.WithTimeout(ctx, d.Patience)
 	defer cancel()
 	for {
 		missing, changed := d.Witness.missing(want.Ends)
@@ -205,7 +205,7 @@ func (d *Driver) Settle(ctx context.Context, want *Outcome, answers map[int]End,
 		select {
 		case <-changed:
 			continue
-		case <-ctx.Done():
+		case <-ending.Done():
 			problems = append(problems, fmt.Sprintf("%d invocations have not ended, such as those of %.300v", len(missing), missing))
 		}
 		break
@@ -221,6 +221,8 @@ func (d *Driver) Settle(ctx context.Context, want *Outcome, answers map[int]End,
 // objects reads all objects that the programs used. What an invocation wrote is there a little later than the endpoint
 // saw its end.
 func (d *Driver) objects(ctx context.Context, want *Outcome) (got map[string]map[string]string, problems []string) {
+	ctx, cancel := context.WithTimeout(ctx, d.Patience)
+	defer cancel()
 	var mu sync.Mutex // guards what is returned
 	got = map[string]map[string]string{}
 	todo := make(chan string)
@@ -248,10 +250,8 @@ func (d *Driver) objects(ctx context.Context, want *Outcome) (got map[string]map
 	return got, problems
 }
 
-// object reads an object until it holds what is wanted, or for some seconds.
+// object reads an object until it holds what is wanted, or ctx is done.
 func (d *Driver) object(ctx context.Context, object string, want map[string]string) (map[string]string, error) {
-	ctx, cancel := context.WithTimeout(ctx, 10*time.Second)
-	defer cancel()
 	var last map[string]string
 	for {
 		status, body, err := d.ask(ctx, http.MethodPost, "/"+object+"/"+dump, nil)
