@@ -247,21 +247,29 @@ func TestBitFlips(t *testing.T) {
 		rnd.Shuffle(len(order), func(i, j int) { order[i], order[j] = order[j], order[i] })
 		order = order[:min(*kinds, len(order))]
 	}
+	copied := func() string {
+		dir := filepath.Join(t.TempDir(), "n1")
+		if err := os.CopyFS(dir, os.DirFS(filepath.Join(home, "n1"))); err != nil {
+			t.Fatal(err)
+		}
+		return dir
+	}
+	// What is sound is served and gives no reason for plain words, or those below would say nothing.
+	if outcome, log := live(t, copied(), want); outcome != sound || plain.MatchString(log) {
+		t.Fatalf("without damage: %s, and the server says:\n%s", outcome, tail(log))
+	}
 	for _, kind := range order {
 		if !regexp.MustCompile(*only).MatchString(kind) {
 			continue
 		}
 		for range *flips {
 			f := byKind[kind][rnd.IntN(len(byKind[kind]))]
-			dir := filepath.Join(t.TempDir(), "n1")
-			if err := os.CopyFS(dir, os.DirFS(filepath.Join(home, "n1"))); err != nil {
-				t.Fatal(err)
-			}
+			dir := copied()
 			at, bit, err := Flip(filepath.Join(dir, f.Path), rnd.Int64N)
 			if err != nil {
 				t.Fatal(err)
 			}
-			outcome := live(t, dir, want)
+			outcome, _ := live(t, dir, want)
 			t.Logf("%-40s byte %7d of %7d bit %d: %s", f.Path, at, f.Size, bit, outcome)
 			if err := os.RemoveAll(dir); err != nil {
 				t.Fatal(err)
@@ -270,8 +278,11 @@ func TestBitFlips(t *testing.T) {
 	}
 }
 
-// live runs the server on a damaged directory and says how it took it.
-func live(t *testing.T, dir string, want *answers) string {
+// sound is the outcome of a directory in which no damage is to be seen.
+const sound = "everything right"
+
+// live runs the server on a directory and says how it took it, and what the server said.
+func live(t *testing.T, dir string, want *answers) (outcome, said string) {
 	t.Helper()
 	binary, err := harness.Binary()
 	if err != nil {
@@ -281,7 +292,7 @@ func live(t *testing.T, dir string, want *answers) string {
 	if err != nil {
 		t.Fatal(err)
 	}
-	var log said
+	var log output
 	cmd := exec.Command(binary, "server", "--base-dir", dir, "--node-name", "n1")
 	address := func(i int) string { return fmt.Sprintf("127.0.0.1:%d", ports[i]) }
 	cmd.Env = append(harness.Environ("PERDURE_"), "PERDURE_BIND_ADDRESS="+address(0), "PERDURE_ADVERTISED_ADDRESS=http://"+address(0),
@@ -308,13 +319,13 @@ func live(t *testing.T, dir string, want *answers) string {
 		if testing.Verbose() && *only != "" {
 			t.Log(tail(log.String()))
 		}
-		return "refused: " + words(log.String())
+		return "refused: " + words(log.String()), log.String()
 	case !up:
 		stop()
 		if !plain.MatchString(log.String()) {
 			t.Errorf("the server does not get ready and does not say why:\n%s", tail(log.String()))
 		}
-		return "not ready: " + words(log.String())
+		return "not ready: " + words(log.String()), log.String()
 	}
 	right, refused := 0, 0
 	for _, idempotency := range sortedKeys(want.bodies) {
@@ -352,34 +363,34 @@ func live(t *testing.T, dir string, want *answers) string {
 		t.Errorf("%d requests were refused without plain words in the log:\n%s", refused, tail(log.String()))
 	}
 	if refused > 0 {
-		return fmt.Sprintf("%d answers right, %d refused: %s", right, refused, words(log.String()))
+		return fmt.Sprintf("%d answers right, %d refused: %s", right, refused, words(log.String())), log.String()
 	}
-	return "everything right"
+	return sound, log.String()
 }
 
 // patience is how long a server may take that does not say that anything is wrong.
 const patience = time.Minute
 
-// said is what a process says, while it says it.
-type said struct {
+// output is what a process says, while it says it.
+type output struct {
 	mu   sync.Mutex
 	text bytes.Buffer
 }
 
-func (s *said) Write(p []byte) (int, error) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	return s.text.Write(p)
+func (o *output) Write(p []byte) (int, error) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	return o.text.Write(p)
 }
 
-func (s *said) String() string {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	return s.text.String()
+func (o *output) String() string {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	return o.text.String()
 }
 
 // healthy waits until the ingress is healthy, or the process has ended, or for 15 s if it has said by then what is wrong.
-func healthy(client *http.Client, ingress string, ended chan error, log *said) (up bool, dead error) {
+func healthy(client *http.Client, ingress string, ended chan error, log *output) (up bool, dead error) {
 	began := time.Now()
 	for time.Since(began) < 15*time.Second || time.Since(began) < patience && !plain.MatchString(log.String()) {
 		select {
