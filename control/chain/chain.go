@@ -112,9 +112,10 @@ func (p Params) validate() error {
 	case n > cluster.MaxNodeSet:
 		return fmt.Errorf("%w: a node set has at most %d nodes, not %d", ErrBadParams, cluster.MaxNodeSet, n)
 	}
-	sorted := slices.Sorted(slices.Values(p.NodeSet))
-	if sorted[0] == 0 || len(slices.Compact(sorted)) != len(p.NodeSet) {
-		return fmt.Errorf("%w: the node set has a node twice or an invalid one", ErrBadParams)
+	for i, id := range p.NodeSet { // there are few, and this needs no memory
+		if id == 0 || slices.Contains(p.NodeSet[:i], id) {
+			return fmt.Errorf("%w: the node set has a node twice or an invalid one", ErrBadParams)
+		}
 	}
 	return nil
 }
