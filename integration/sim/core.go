@@ -536,7 +536,7 @@ func (pr *processor) Ingest(d cluster.PartitionID, origin partition.Origin, cmds
 	}
 	life := dest.n.life
 	arrive := func() {
-		dest.n.run(life, func() {
+		dest.n.run(life, function(func() {
 			if s.arrived != number {
 				return // something before it was lost
 			}
@@ -560,7 +560,7 @@ func (pr *processor) Ingest(d cluster.PartitionID, origin partition.Origin, cmds
 			if err != nil {
 				back(err)
 			}
-		})
+		}))
 	}
 	switch {
 	case from == dest.n:

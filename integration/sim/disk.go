@@ -2,6 +2,7 @@ package sim
 
 import (
 	"errors"
+	"slices"
 	"time"
 
 	"github.com/zeebo/xxh3"
@@ -82,6 +83,9 @@ func (l *diskLog) put(o cluster.Offset, r logserver.Record) {
 	if o < l.base {
 		return
 	}
+	if n := int(o-l.base) + 1; n > cap(l.slots) {
+		l.slots = slices.Grow(l.slots, n) // doubled; append would copy long slices more often
+	}
 	for int(o-l.base) >= len(l.slots) {
 		l.slots = append(l.slots, slot{})
 	}
@@ -125,6 +129,9 @@ func (d *disk) read(id cluster.LogletID, from, to cluster.Offset, maxBytes int) 
 				return found, o, nil
 			}
 			return nil, o, errRotten
+		}
+		if found == nil { // most records are of one size
+			found = make([]logserver.Found, 0, min(int(to-o), maxBytes/s.record.Size()+1))
 		}
 		found = append(found, logserver.Found{Offset: o, Record: s.record})
 		if bytes += s.record.Size(); bytes >= maxBytes {
@@ -205,31 +212,35 @@ func contentOf(r *logserver.Record) uint64 { return xxh3.Hash(r.Payload) | 1 }
 // submit queues a write; one sync at a time takes everything that is queued, as the real log store does.
 func (n *node) submit(w *logserver.Write) {
 	n.queue = append(n.queue, w)
-	if !n.syncing {
+	if n.syncing == 0 {
 		n.sync()
 	}
 }
 
 func (n *node) sync() {
-	n.syncing = true
-	count := len(n.queue)
+	n.syncing = len(n.queue)
 	c := &n.w.cfg
 	d := n.w.between(disks, c.syncLow, c.syncHigh)
 	if !n.w.quiet && c.has(SlowDisk) && (n.slowDisk || n.w.chance(disks, 0.01)) {
 		d += n.w.between(disks, 100*time.Millisecond, 3*time.Second)
 	}
-	n.after(d, func() { n.synced(count) })
+	n.schedule(d, (*diskSync)(n))
 }
 
+// diskSync is the end of the sync that is under way.
+type diskSync node
+
+func (d *diskSync) run() { (*node)(d).synced() }
+
 // synced makes the oldest writes durable and tells their loglets.
-func (n *node) synced(count int) {
-	n.syncing = false
+func (n *node) synced() {
+	count := n.syncing
+	n.syncing = 0
 	if n.diskBroken {
 		n.queue = nil
 		for _, id := range n.logletOrder {
-			out := &logserver.Output{}
-			n.loglets[id].Failed(out)
-			n.reply(out)
+			n.loglets[id].Failed(&n.out)
+			n.carryOut()
 		}
 		return
 	}
@@ -237,16 +248,16 @@ func (n *node) synced(count int) {
 		n.w.oracle.stored(n, w)
 		n.store.persist(w)
 	}
-	done := n.queue[:count:count]
-	n.queue = n.queue[count:]
-	for _, w := range done {
+	n.durable = append(n.durable[:0], n.queue[:count]...)
+	n.queue = slices.Delete(n.queue, 0, count)
+	for _, w := range n.durable {
 		l := n.loglets[w.Loglet]
-		out := &logserver.Output{}
-		l.Durable(out)
+		l.Durable(&n.out)
 		n.w.oracle.durable(n, l, w)
-		n.reply(out)
+		n.carryOut()
 	}
-	if len(n.queue) > 0 && !n.syncing {
+	clear(n.durable)
+	if len(n.queue) > 0 && n.syncing == 0 {
 		n.sync()
 	}
 }
@@ -260,5 +271,5 @@ func (n *node) losePower() {
 		}
 	}
 	n.queue = nil
-	n.syncing = false
+	n.syncing = 0
 }

@@ -33,7 +33,9 @@ const (
 type engine struct {
 	now    time.Duration
 	events []event
-	count  uint64 // events ever scheduled; ties of time run in this order
+	slots  []slotted // what the events do
+	free   []int32   // slots without event
+	count  uint64    // events ever scheduled; ties of time run in this order
 	ran    uint64
 	mark   time.Duration // when ran was markAt
 	markAt uint64
@@ -43,11 +45,27 @@ type engine struct {
 	lines  int
 }
 
+// event is an entry of the heap. It has no pointers, so that moving it costs the garbage collector nothing.
 type event struct {
-	at  time.Duration
-	seq uint64
-	run func()
+	at   time.Duration
+	seq  uint64
+	slot int32
 }
+
+// slotted is what an event does: n is the node whose life does it, nil if it belongs to the world.
+type slotted struct {
+	task
+	n    *node
+	life int
+}
+
+// task is something to be done later. What is scheduled most often has types of its own, because a closure is an
+// allocation; function is for all else.
+type task interface{ run() }
+
+type function func()
+
+func (f function) run() { f() }
 
 // line is one entry of the trace. It is formatted only when somebody wants to read it.
 type line struct {
@@ -65,33 +83,43 @@ func newEngine(seed uint64) *engine {
 }
 
 // after schedules f.
-func (e *engine) after(d time.Duration, f func()) {
+func (e *engine) after(d time.Duration, f func()) { e.schedule(d, nil, 0, function(f)) }
+
+// schedule has t run after d: by the life of n, if n is given.
+func (e *engine) schedule(d time.Duration, n *node, life int, t task) {
+	var slot int32
+	if last := len(e.free) - 1; last >= 0 {
+		slot = e.free[last]
+		e.free = e.free[:last]
+	} else {
+		slot = int32(len(e.slots))
+		e.slots = append(e.slots, slotted{})
+	}
+	e.slots[slot] = slotted{t, n, life}
 	e.count++
-	e.events = append(e.events, event{e.now + max(d, 0), e.count, f})
+	ev := event{e.now + max(d, 0), e.count, slot}
+	e.events = append(e.events, ev)
 	i := len(e.events) - 1
 	for i > 0 {
 		p := (i - 1) / 2
-		if !e.events[i].before(&e.events[p]) {
+		if !ev.before(&e.events[p]) {
 			break
 		}
-		e.events[i], e.events[p] = e.events[p], e.events[i]
+		e.events[i] = e.events[p]
 		i = p
 	}
+	e.events[i] = ev
 }
 
 func (a *event) before(b *event) bool { return a.at < b.at || a.at == b.at && a.seq < b.seq }
 
-// step runs the earliest event, at the latest one at until; false when there is none.
-func (e *engine) step(until time.Duration) bool {
-	if len(e.events) == 0 || e.events[0].at > until {
-		return false
-	}
-	ev := e.events[0]
-	n := len(e.events) - 1
-	e.events[0] = e.events[n]
-	e.events[n] = event{}
+// pop takes the earliest event out of the heap.
+func (e *engine) pop() event {
+	first, n := e.events[0], len(e.events)-1
+	last := e.events[n]
 	e.events = e.events[:n]
-	for i := 0; ; {
+	i := 0
+	for {
 		c := 2*i + 1
 		if c >= n {
 			break
@@ -99,21 +127,48 @@ func (e *engine) step(until time.Duration) bool {
 		if c+1 < n && e.events[c+1].before(&e.events[c]) {
 			c++
 		}
-		if !e.events[c].before(&e.events[i]) {
+		if !e.events[c].before(&last) {
 			break
 		}
-		e.events[i], e.events[c] = e.events[c], e.events[i]
+		e.events[i] = e.events[c]
 		i = c
 	}
+	if n > 0 {
+		e.events[i] = last
+	}
+	return first
+}
+
+// step runs the earliest event, at the latest one at until; false when there is none.
+func (e *engine) step(until time.Duration) bool {
+	if len(e.events) == 0 || e.events[0].at > until {
+		return false
+	}
+	ev := e.pop()
+	todo := e.slots[ev.slot]
+	e.slots[ev.slot] = slotted{}
+	e.free = append(e.free, ev.slot)
 	e.now = ev.at
 	e.ran++
 	if e.now-e.mark >= time.Second {
 		e.mark, e.markAt = e.now, e.ran
 	} else if e.ran-e.markAt > maxPerSecond+e.ran%16 {
-		violated("busy loop", "more than %d events in one simulated second; now %s", maxPerSecond, runtime.FuncForPC(reflect.ValueOf(ev.run).Pointer()).Name())
+		violated("busy loop", "more than %d events in one simulated second; now %s", maxPerSecond, nameOf(todo.task))
 	}
-	ev.run()
+	if todo.n != nil {
+		todo.n.run(todo.life, todo.task)
+	} else {
+		todo.run()
+	}
 	return true
+}
+
+// nameOf names a task for people.
+func nameOf(t task) string {
+	if f, ok := t.(function); ok {
+		return runtime.FuncForPC(reflect.ValueOf(f).Pointer()).Name()
+	}
+	return fmt.Sprintf("%T", t)
 }
 
 // maxPerSecond bounds the events of a simulated second: more are a loop that does nothing.

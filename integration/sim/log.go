@@ -224,51 +224,62 @@ func (h *logHandle) begin(c chain.Chain, version uint64) {
 
 // machine runs a step machine of the product until it has finished.
 func (n *node) machine(m loglet.Machine, done func()) {
-	over, armed := false, time.Duration(0)
-	var execute func(sends []loglet.Send)
-	arm := func() {
-		at, ok := m.NextTick()
-		if !ok || armed != 0 && armed <= at {
-			return
-		}
-		armed = at
-		n.after(max(at-n.w.now, 0), func() {
-			if over || armed != at {
-				return
+	r := &running{n: n, m: m, done: done}
+	r.execute(m.Start(n.w.now + 1))
+}
+
+// running is a step machine that a process runs.
+type running struct {
+	n     *node
+	m     loglet.Machine
+	done  func()
+	over  bool
+	armed time.Duration // when the next tick is due, 0: not planned
+}
+
+func (r *running) execute(sends []loglet.Send) {
+	if r.over {
+		return
+	}
+	if r.m.Finished() {
+		r.over = true
+		r.done()
+		return
+	}
+	for _, s := range sends {
+		r.n.Call(s.To, s.Msg, func(m transport.Message, err error) {
+			if !r.over {
+				r.execute(r.m.Answer(r.n.w.now+1, &loglet.Answer{Send: s, Reply: m, Err: err}))
 			}
-			armed = 0
-			execute(m.Tick(n.w.now + 1))
 		})
 	}
-	execute = func(sends []loglet.Send) {
-		if over {
-			return
-		}
-		if m.Finished() {
-			over = true
-			done()
-			return
-		}
-		for _, s := range sends {
-			n.Call(s.To, s.Msg, func(r transport.Message, err error) {
-				if !over {
-					execute(m.Answer(n.w.now+1, &loglet.Answer{Send: s, Reply: r, Err: err}))
-				}
-			})
-		}
-		arm()
+	if at, ok := r.m.NextTick(); ok && (r.armed == 0 || at < r.armed) {
+		r.armed = at
+		r.n.schedule(max(at-r.n.w.now, 0), &ticking{r, at})
 	}
-	execute(m.Start(n.w.now + 1))
+}
+
+// ticking is the tick of a step machine that was planned for a time, unless an earlier one was planned since.
+type ticking struct {
+	r  *running
+	at time.Duration
+}
+
+func (t *ticking) run() {
+	if r := t.r; !r.over && r.armed == t.at {
+		r.armed = 0
+		r.execute(r.m.Tick(r.n.w.now + 1))
+	}
 }
 
 // answerTail answers for the sequencers of this life.
-func (n *node) answerTail(r *loglet.TailRequest, reply answer) {
+func (n *node) answerTail(r *loglet.TailRequest, to replier) {
 	h := n.logs[r.Loglet.LogID()]
 	if d := h.driver; d != nil && d.Params().ID == r.Loglet && d.Stopped() == nil {
-		reply(&loglet.TailReply{Tail: d.Tail().Load()}, nil)
+		to.reply(&loglet.TailReply{Tail: d.Tail().Load()}, nil)
 		return
 	}
-	reply(&loglet.TailReply{Gone: true}, nil)
+	to.reply(&loglet.TailReply{Gone: true}, nil)
 }
 
 // follow looks for the tail of an open segment that another life sequences.
@@ -277,63 +288,83 @@ func (h *logHandle) follow(seg chain.Segment) {
 		return
 	}
 	h.asking[seg.Loglet] = true
-	w := h.n.w
-	again := func(d time.Duration) {
-		h.n.after(d, func() {
-			h.asking[seg.Loglet] = false
-			h.wake()
-		})
-	}
-	find := func(gone bool) {
-		f := loglet.NewFinder(h.params(seg), loglet.FindTail, loglet.FinderConfig{})
-		if gone {
-			f.SequencerGone()
-		}
-		began := w.oracle.atLeast(seg.Loglet)
-		h.n.machine(f, func() {
-			res, _ := f.Done()
-			w.oracle.found(seg, res, began)
-			if res.Sealed {
-				// Only the chain says where the segment ends: another finder may have found a lower tail,
-				// with other servers, and the successor begins there.
-				h.sealChain(seg, res.Tail)
-			} else {
-				h.learn(seg.Loglet, res.Tail)
-			}
-			again(w.between(workload, time.Second, 3*time.Second))
-		})
-	}
+	f := &following{h: h, seg: seg}
 	if seg.Sequencer.ID == h.n.id {
 		if h.driver != nil && h.driver.Params().ID == seg.Loglet {
-			again(time.Second)
+			f.again(time.Second)
 			return
 		}
-		find(true)
+		f.find(true)
 		return
 	}
-	answered := false
-	h.n.Call(seg.Sequencer.ID, &loglet.TailRequest{Loglet: seg.Loglet}, func(m transport.Message, err error) {
-		if answered {
-			return
+	h.n.Call(seg.Sequencer.ID, &loglet.TailRequest{Loglet: seg.Loglet}, f.told)
+	h.n.schedule(time.Second, (*tailTimeout)(f))
+}
+
+// following is the search for the tail of an open segment: its sequencer is asked, or its servers when there is none.
+type following struct {
+	h        *logHandle
+	seg      chain.Segment
+	answered bool
+}
+
+// run is the end of the pause after a search.
+func (f *following) run() {
+	f.h.asking[f.seg.Loglet] = false
+	f.h.wake()
+}
+
+func (f *following) again(d time.Duration) { f.h.n.schedule(d, f) }
+
+// told is the sequencer's answer.
+func (f *following) told(m transport.Message, err error) {
+	if f.answered {
+		return
+	}
+	f.answered = true
+	r, _ := m.(*loglet.TailReply)
+	switch {
+	case err != nil:
+		f.find(false)
+	case r.Gone:
+		f.find(true)
+	default:
+		w := f.h.n.w
+		w.oracle.told(f.seg.Loglet, r.Tail)
+		f.h.learn(f.seg.Loglet, r.Tail)
+		f.again(w.between(workload, 300*time.Millisecond, 2*time.Second))
+	}
+}
+
+// tailTimeout is a sequencer that has not answered in time.
+type tailTimeout following
+
+func (t *tailTimeout) run() {
+	if !t.answered {
+		t.answered = true
+		(*following)(t).find(false)
+	}
+}
+
+// find asks the servers.
+func (f *following) find(gone bool) {
+	h, seg, w := f.h, f.seg, f.h.n.w
+	m := loglet.NewFinder(h.params(seg), loglet.FindTail, loglet.FinderConfig{})
+	if gone {
+		m.SequencerGone()
+	}
+	began := w.oracle.atLeast(seg.Loglet)
+	h.n.machine(m, func() {
+		res, _ := m.Done()
+		w.oracle.found(seg, res, began)
+		if res.Sealed {
+			// Only the chain says where the segment ends: another finder may have found a lower tail,
+			// with other servers, and the successor begins there.
+			h.sealChain(seg, res.Tail)
+		} else {
+			h.learn(seg.Loglet, res.Tail)
 		}
-		answered = true
-		r, _ := m.(*loglet.TailReply)
-		switch {
-		case err != nil:
-			find(false)
-		case r.Gone:
-			find(true)
-		default:
-			w.oracle.told(seg.Loglet, r.Tail)
-			h.learn(seg.Loglet, r.Tail)
-			again(w.between(workload, 300*time.Millisecond, 2*time.Second))
-		}
-	})
-	h.n.after(time.Second, func() {
-		if !answered {
-			answered = true
-			find(false)
-		}
+		f.again(w.between(workload, time.Second, 3*time.Second))
 	})
 }
 
@@ -570,7 +601,8 @@ func (wr *writer) close() {
 type reader struct {
 	h        *logHandle
 	next     cluster.LSN
-	run      []logserver.Record
+	run      []logserver.Record // the next entries, from this life's own memory
+	found    []logserver.Found  // or from a server
 	gapTo    cluster.LSN
 	fetching uint64 // number of the request under way, 0: none
 	fetches  uint64
@@ -606,16 +638,22 @@ func (r *reader) tryNext() (bifrost.Entry, bool) {
 	if r.closed {
 		return bifrost.Entry{}, false
 	}
-	if len(r.run) == 0 {
+	if len(r.run) == 0 && len(r.found) == 0 {
 		if e, ok := r.refill(); ok {
 			return e, true
 		}
-		if len(r.run) == 0 {
-			return bifrost.Entry{}, false
-		}
 	}
-	e := bifrost.Entry{Kind: bifrost.Data, LSN: r.next, To: r.next, Record: r.run[0]}
-	r.run = r.run[1:]
+	e := bifrost.Entry{Kind: bifrost.Data, LSN: r.next, To: r.next}
+	switch {
+	case len(r.run) > 0:
+		e.Record = r.run[0]
+		r.run = r.run[1:]
+	case len(r.found) > 0:
+		e.Record = r.found[0].Record
+		r.found = r.found[1:]
+	default:
+		return bifrost.Entry{}, false
+	}
 	r.next++
 	return e, true
 }
@@ -669,8 +707,7 @@ func (h *logHandle) cached(seg chain.Segment, lsn cluster.LSN) []logserver.Recor
 func (r *reader) fetch(seg chain.Segment, end cluster.LSN) {
 	h := r.h
 	r.fetches++
-	id := r.fetches
-	r.fetching = id
+	r.fetching = r.fetches
 	n := len(seg.NodeSet)
 	own := 0
 	for i, s := range seg.NodeSet {
@@ -679,39 +716,53 @@ func (r *reader) fetch(seg chain.Segment, end cluster.LSN) {
 		}
 	}
 	to := seg.NodeSet[(own+r.attempt)%n]
-	first := r.next
-	req := &logserver.ReadRequest{Header: logserver.Header{Loglet: seg.Loglet, KnownGlobalTail: seg.Offset(end)},
-		From: seg.Offset(first), To: seg.Offset(end), MaxBytes: 16 << 10}
-	failed := func() {
-		if r.fetching != id || r.closed {
-			return
-		}
-		r.attempt++
-		if r.attempt%n != 0 {
-			r.fetching = 0
-			r.ready()
-			return
-		}
-		h.n.after(min(time.Duration(r.attempt/n)*20*time.Millisecond, time.Second), func() {
-			if r.fetching == id {
-				r.fetching = 0
-				r.wake()
-			}
-		})
+	f := &fetching{r: r, id: r.fetching, seg: seg, end: end}
+	h.n.Call(to, &logserver.ReadRequest{Header: logserver.Header{Loglet: seg.Loglet, KnownGlobalTail: seg.Offset(end)},
+		From: seg.Offset(r.next), To: seg.Offset(end), MaxBytes: 16 << 10}, f.answered)
+	h.n.schedule(time.Second, f)
+}
+
+// fetching is a request of a reader for what comes next.
+type fetching struct {
+	r   *reader
+	id  uint64
+	seg chain.Segment
+	end cluster.LSN
+}
+
+func (f *fetching) answered(m transport.Message, err error) {
+	r := f.r
+	if r.fetching != f.id || r.closed {
+		return
 	}
-	h.n.Call(to, req, func(m transport.Message, err error) {
-		reply, _ := m.(*logserver.ReadReply)
-		if r.fetching != id || r.closed {
-			return
-		}
-		if err != nil || reply == nil || !r.accept(seg, end, reply) {
-			failed()
-			return
-		}
-		r.fetching, r.attempt = 0, 0
+	reply, _ := m.(*logserver.ReadReply)
+	if err != nil || reply == nil || !r.accept(f.seg, f.end, reply) {
+		f.run()
+		return
+	}
+	r.fetching, r.attempt = 0, 0
+	r.ready()
+}
+
+// run is the failure of the request, or the end of the time that it has: the next server is asked.
+func (f *fetching) run() {
+	r := f.r
+	if r.fetching != f.id || r.closed {
+		return
+	}
+	r.attempt++
+	n := len(f.seg.NodeSet)
+	if r.attempt%n != 0 {
+		r.fetching = 0
 		r.ready()
+		return
+	}
+	r.h.n.after(min(time.Duration(r.attempt/n)*20*time.Millisecond, time.Second), func() {
+		if r.fetching == f.id {
+			r.fetching = 0
+			r.wake()
+		}
 	})
-	h.n.after(time.Second, failed)
 }
 
 // accept takes what a server has from next on; false when it has nothing there.
@@ -724,13 +775,10 @@ func (r *reader) accept(seg chain.Segment, end cluster.LSN, reply *logserver.Rea
 	if reply.Status != logserver.StatusOK {
 		return false
 	}
-	var run []logserver.Record
-	for i := range reply.Records {
-		if reply.Records[i].Offset != offset+cluster.Offset(i) {
-			break
-		}
-		run = append(run, reply.Records[i].Record)
+	n := 0
+	for n < len(reply.Records) && reply.Records[n].Offset == offset+cluster.Offset(n) {
+		n++
 	}
-	r.run = run
-	return len(run) > 0
+	r.found = reply.Records[:n]
+	return n > 0
 }

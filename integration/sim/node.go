@@ -29,9 +29,11 @@ type node struct {
 	// Of the process.
 	up, paused  bool
 	life        int
-	stalled     []func() // what a paused process will do first
+	stalled     []task // what a paused process will do first
 	queue       []*logserver.Write
-	syncing     bool
+	syncing     int                // how many of the queue a sync takes that is under way, 0: none is
+	durable     []*logserver.Write // what the last sync has stored, for reuse
+	out         logserver.Output   // for reuse
 	diskBroken  bool
 	loglets     map[cluster.LogletID]*logserver.Loglet
 	logletOrder []cluster.LogletID
@@ -42,18 +44,17 @@ type node struct {
 func (n *node) self() cluster.GenNodeID { return cluster.GenNodeID{ID: n.id, Generation: n.gen} }
 
 // after schedules something that this life of the process does.
-func (n *node) after(d time.Duration, f func()) {
-	life := n.life
-	n.w.after(d, func() { n.run(life, f) })
-}
+func (n *node) after(d time.Duration, f func()) { n.schedule(d, function(f)) }
 
-func (n *node) run(life int, f func()) {
+func (n *node) schedule(d time.Duration, t task) { n.w.schedule(d, n, n.life, t) }
+
+func (n *node) run(life int, t task) {
 	switch {
 	case n.life != life || !n.up:
 	case n.paused:
-		n.stalled = append(n.stalled, f)
+		n.stalled = append(n.stalled, t)
 	default:
-		f()
+		t.run()
 	}
 }
 
@@ -65,19 +66,24 @@ func (n *node) wall() time.Time { return epoch.Add(n.w.now + n.skew) }
 
 var epoch = time.Unix(1_800_000_000, 0)
 
-type timer struct{ stopped bool }
+type timer struct {
+	f       func()
+	stopped bool
+}
 
 func (t *timer) Stop() bool { s := t.stopped; t.stopped = true; return !s }
 
+func (t *timer) run() {
+	if !t.stopped {
+		t.stopped = true
+		t.f()
+	}
+}
+
 // AfterFunc implements loglet.Clock.
 func (n *node) AfterFunc(d time.Duration, f func()) loglet.Timer {
-	t := &timer{}
-	n.after(d, func() {
-		if !t.stopped {
-			t.stopped = true
-			f()
-		}
-	})
+	t := &timer{f: f}
+	n.schedule(d, t)
 	return t
 }
 
@@ -110,7 +116,7 @@ func (n *node) start() {
 	n.gen++
 	n.life++
 	n.up, n.paused, n.stalled = true, false, nil
-	n.diskBroken, n.queue, n.syncing = false, nil, false
+	n.diskBroken, n.queue, n.syncing = false, nil, 0
 	n.loglets, n.logletOrder = map[cluster.LogletID]*logserver.Loglet{}, nil
 	n.w.trace("start", uint64(n.id), uint64(n.gen), 0)
 	n.logs = nil
@@ -155,9 +161,9 @@ func (n *node) resume() {
 	n.paused = false
 	stalled := n.stalled
 	n.stalled = nil
-	for _, f := range stalled {
+	for _, t := range stalled {
 		// One after the other, but not at once: a process that wakes up works through what has piled up.
-		n.after(0, f)
+		n.schedule(0, t)
 	}
 }
 
@@ -173,49 +179,61 @@ func (n *node) loglet(id cluster.LogletID) *logserver.Loglet {
 	return l
 }
 
-type answer func(transport.Message, error)
+// replier is where the answer to a request goes.
+type replier interface {
+	reply(transport.Message, error)
+}
 
 // handle is a request that has arrived.
-func (n *node) handle(from cluster.GenNodeID, m transport.Message, reply answer) {
+func (n *node) handle(from cluster.GenNodeID, m transport.Message, to replier) {
 	if m.Service() == transport.Sequencer {
-		n.answerTail(m.(*loglet.TailRequest), reply)
+		n.answerTail(m.(*loglet.TailRequest), to)
 		return
 	}
 	if n.lost {
-		reply(nil, transport.ErrNoService)
+		to.reply(nil, transport.ErrNoService)
 		return
 	}
-	out := &logserver.Output{}
+	out := &n.out
 	switch r := m.(type) {
 	case *logserver.StoreRequest:
-		n.loglet(r.Loglet).Store(reply, from, r, out)
+		n.loglet(r.Loglet).Store(to, from, r, out)
 	case *logserver.SealRequest:
-		n.loglet(r.Loglet).Seal(answer(func(m transport.Message, err error) {
-			if st, ok := m.(*logserver.StateReply); ok && st.Sealed && !n.store.load(r.Loglet).Sealed {
-				violated("seal", "node %s says that loglet %s is sealed, its disk does not", n.id, r.Loglet)
-			}
-			reply(m, err)
-		}), r, out)
+		n.loglet(r.Loglet).Seal(&sealReply{n, r.Loglet, to}, r, out)
 	case *logserver.InfoRequest:
-		n.loglet(r.Loglet).Info(reply, r, out)
+		n.loglet(r.Loglet).Info(to, r, out)
 	case *logserver.WaitTailRequest:
-		n.loglet(r.Loglet).WaitTail(reply, r, out)
+		n.loglet(r.Loglet).WaitTail(to, r, out)
 	case *logserver.TrimRequest:
-		n.loglet(r.Loglet).Trim(reply, r, out)
+		n.loglet(r.Loglet).Trim(to, r, out)
 	case *logserver.ReadRequest:
-		n.read(r, reply, out)
+		n.read(r, to, out)
 	case *logserver.DigestRequest:
 		rng, state := n.loglet(r.Loglet).Readable(r.Header, r.From, r.To, out)
 		res := &logserver.DigestReply{StateReply: state}
 		if state.Status == logserver.StatusOK && rng.From < rng.To {
 			res.Exists = n.store.digest(r.Loglet, rng.From, rng.To)
 		}
-		reply(res, nil)
+		to.reply(res, nil)
 	}
-	n.reply(out)
+	n.carryOut()
 }
 
-func (n *node) read(r *logserver.ReadRequest, reply answer, out *logserver.Output) {
+// sealReply is the answer to a seal, which must not say more than the disk has.
+type sealReply struct {
+	n      *node
+	loglet cluster.LogletID
+	to     replier
+}
+
+func (s *sealReply) reply(m transport.Message, err error) {
+	if st, ok := m.(*logserver.StateReply); ok && st.Sealed && !s.n.store.load(s.loglet).Sealed {
+		violated("seal", "node %s says that loglet %s is sealed, its disk does not", s.n.id, s.loglet)
+	}
+	s.to.reply(m, err)
+}
+
+func (n *node) read(r *logserver.ReadRequest, to replier, out *logserver.Output) {
 	rng, state := n.loglet(r.Loglet).Readable(r.Header, r.From, r.To, out)
 	res := &logserver.ReadReply{StateReply: state, Next: rng.From}
 	if r.From <= state.TrimPoint {
@@ -229,65 +247,103 @@ func (n *node) read(r *logserver.ReadRequest, reply answer, out *logserver.Outpu
 			res.Records, res.Next = found, next
 		}
 	}
-	reply(res, nil)
+	to.reply(res, nil)
 }
 
-// reply carries out what a step of a loglet wants.
-func (n *node) reply(out *logserver.Output) {
-	for _, w := range out.Writes {
+// carryOut does what a step of a loglet wants, which is in n.out. It calls nothing that takes another step.
+func (n *node) carryOut() {
+	for _, w := range n.out.Writes {
 		n.submit(w)
 	}
-	for i := range out.Replies {
-		state := out.Replies[i].State
-		out.Replies[i].Token.(answer)(&state, nil)
+	for i := range n.out.Replies {
+		state := n.out.Replies[i].State
+		n.out.Replies[i].Token.(replier).reply(&state, nil)
 	}
+	n.out.Reset()
+}
+
+// call is a request of a life of a process.
+type call struct {
+	n, to    *node
+	from     cluster.GenNodeID
+	msg      transport.Message
+	done     transport.ReplyFunc
+	answered bool
 }
 
 // Call sends a request: node implements transport.Caller.
 func (n *node) Call(to cluster.NodeID, m transport.Message, done transport.ReplyFunc) {
 	w, t := n.w, n.w.nodes[to-1]
-	if to == n.id {
+	c := &call{n: n, to: t, from: n.self(), msg: m, done: done}
+	if t == n {
 		// A local destination does not go over the network.
-		n.after(5*time.Microsecond, func() {
-			t.handle(n.self(), m, func(r transport.Message, err error) { n.after(0, func() { done(r, err) }) })
-		})
+		n.schedule(5*time.Microsecond, (*localCall)(c))
 		return
 	}
 	if !t.up && w.chance(network, 0.8) {
-		n.after(w.delay(n.id, to), func() { done(nil, transport.ErrUnreachable) })
+		n.schedule(w.delay(n.id, to), &ending{c, nil, transport.ErrUnreachable})
 		return
 	}
-	from, answered := n.self(), false
-	deliver := func() {
-		if !t.up || w.isCut(n.id, to) {
-			return
-		}
-		life := t.life
-		t.run(life, func() {
-			t.handle(from, m, func(r transport.Message, err error) {
-				if t.life != life || w.lost(to, n.id) {
-					return
-				}
-				n.after(w.delay(to, n.id), func() {
-					if answered || w.isCut(to, n.id) {
-						return
-					}
-					answered = true
-					done(r, err)
-				})
-			})
-		})
-	}
 	if !w.lost(n.id, to) {
-		w.after(w.delay(n.id, to), deliver)
+		w.schedule(w.delay(n.id, to), nil, 0, c)
 	}
 	if !w.quiet && w.cfg.has(Duplication) && w.chance(network, w.cfg.dup) {
 		d := w.delay(n.id, to)
 		if w.chance(network, 0.2) {
 			d += w.between(network, 0, 5*time.Second)
 		}
-		w.after(d, deliver)
+		w.schedule(d, nil, 0, c)
 	}
+}
+
+// run is the arrival of the request at the machine.
+func (c *call) run() {
+	if c.to.up && !c.n.w.isCut(c.n.id, c.to.id) {
+		c.to.run(c.to.life, &visit{c, c.to.life})
+	}
+}
+
+// visit is a request in the process that it has come to. A duplicated one can come to two.
+type visit struct {
+	*call
+	life int
+}
+
+func (v *visit) run() { v.to.handle(v.from, v.msg, v) }
+
+func (v *visit) reply(r transport.Message, err error) {
+	w := v.n.w
+	if v.to.life == v.life && !w.lost(v.to.id, v.n.id) {
+		v.n.schedule(w.delay(v.to.id, v.n.id), &landing{ending{v.call, r, err}})
+	}
+}
+
+// landing is an answer that comes back over the network.
+type landing struct{ ending }
+
+func (l *landing) run() {
+	if c := l.call; !c.answered && !c.n.w.isCut(c.to.id, c.n.id) {
+		c.answered = true
+		c.done(l.reply, l.err)
+	}
+}
+
+// ending is the end of a call.
+type ending struct {
+	call  *call
+	reply transport.Message
+	err   error
+}
+
+func (e *ending) run() { e.call.done(e.reply, e.err) }
+
+// localCall is a request of a process to itself.
+type localCall call
+
+func (c *localCall) run() { c.n.handle(c.from, c.msg, c) }
+
+func (c *localCall) reply(r transport.Message, err error) {
+	c.n.schedule(0, &ending{(*call)(c), r, err})
 }
 
 // delay is how long a message takes.

@@ -2,7 +2,9 @@ package sim
 
 import (
 	"bytes"
+	"cmp"
 	"math/rand/v2"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -99,6 +101,47 @@ func TestWhatGivesUpTakesNothingAlong(t *testing.T) {
 	op.know(id(1), id(3))
 	if !op.mayFail(id(2)) || !op.mayFail(id(3)) {
 		t.Errorf("callees of who was terminated may fail: %v and %v", op.mayFail(id(2)), op.mayFail(id(3)))
+	}
+}
+
+// Events run in the order of their times, and those of one time in the order in which they were scheduled.
+func TestEventsRunInOrder(t *testing.T) {
+	seed := rand.Uint64()
+	rng := rand.New(rand.NewPCG(seed, 0))
+	e := newEngine(1)
+	type planned struct {
+		at     time.Duration
+		number int
+	}
+	var plan, ran []planned
+	var add func()
+	add = func() {
+		d := time.Duration(rng.IntN(20))
+		p := planned{e.now + d, len(plan)}
+		plan = append(plan, p)
+		e.after(d, func() {
+			ran = append(ran, p)
+			if e.now != p.at {
+				t.Errorf("seed %d: event %d of %d runs at %d", seed, p.number, p.at, e.now)
+			}
+			for range rng.IntN(3) {
+				if len(plan) < 5000 {
+					add()
+				}
+			}
+		})
+	}
+	for range 100 {
+		add()
+	}
+	for e.step(1 << 40) {
+	}
+	slices.SortFunc(plan, func(a, b planned) int { return cmp.Or(cmp.Compare(a.at, b.at), a.number-b.number) })
+	if !slices.Equal(plan, ran) {
+		t.Errorf("seed %d: %d events were planned and %d ran, not in order or not all", seed, len(plan), len(ran))
+	}
+	if len(e.free) != len(e.slots) {
+		t.Errorf("seed %d: %d of %d slots are free in the end", seed, len(e.free), len(e.slots))
 	}
 }
 

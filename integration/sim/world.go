@@ -193,33 +193,45 @@ func (wk *worker) wake() {
 		return
 	}
 	wk.scheduled = true
-	wk.n.after(20*time.Microsecond, func() {
-		wk.scheduled = false
-		for {
-			expect := wk.reader.next
-			e, ok := wk.reader.tryNext()
-			if !ok {
-				return
-			}
-			wk.n.w.oracle.delivered(wk.h.id, &e, expect)
-			wk.n.w.delivered++
+	wk.n.schedule(20*time.Microsecond, (*reading)(wk))
+}
+
+// reading is a worker that reads what there is.
+type reading worker
+
+func (wk *reading) run() {
+	wk.scheduled = false
+	for {
+		expect := wk.reader.next
+		e, ok := wk.reader.tryNext()
+		if !ok {
+			return
 		}
-	})
+		wk.n.w.oracle.delivered(wk.h.id, &e, expect)
+		wk.n.w.delivered++
+	}
 }
 
 // append writes now and then, as long as the node thinks that the log is its own.
 func (wk *worker) append() {
+	wk.n.schedule(wk.n.w.exponential(workload, wk.n.w.cfg.appendMean), (*appending)(wk))
+}
+
+// appending is a worker that writes if it is to.
+type appending worker
+
+func (a *appending) run() {
+	wk := (*worker)(a)
 	w := wk.n.w
-	wk.n.after(w.exponential(workload, w.cfg.appendMean), func() {
-		if !w.quiet && w.owners[wk.h.id] == wk.n.id {
-			for range 1 + w.rng[workload].IntN(3) {
-				wk.appendOne()
-			}
+	if w.quiet {
+		return
+	}
+	if w.owners[wk.h.id] == wk.n.id {
+		for range 1 + w.rng[workload].IntN(3) {
+			wk.appendOne()
 		}
-		if !w.quiet {
-			wk.append()
-		}
-	})
+	}
+	wk.append()
 }
 
 func (wk *worker) appendOne() {
@@ -228,9 +240,11 @@ func (wk *worker) appendOne() {
 		return
 	}
 	records := make([]logserver.Record, 1+w.rng[workload].IntN(3))
+	payloads := make([]byte, 0, 8*len(records))
 	for i := range records {
 		w.nextID++
-		records[i].Payload = binary.BigEndian.AppendUint64(nil, w.nextID)
+		payloads = binary.BigEndian.AppendUint64(payloads, w.nextID)
+		records[i].Payload = payloads[8*i : 8*i+8 : 8*i+8]
 	}
 	before := w.completed[log]
 	w.pending++

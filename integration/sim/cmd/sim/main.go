@@ -6,6 +6,7 @@ import (
 	"flag"
 	"fmt"
 	"os"
+	"runtime/debug"
 	"runtime/pprof"
 	"time"
 
@@ -33,6 +34,9 @@ func run() (ok bool) {
 	)
 	profile := flag.String("cpuprofile", "", "write a profile of the processor time to this file")
 	flag.Parse()
+	if os.Getenv("GOGC") == "" {
+		debug.SetGCPercent(400) // a world is a few megabytes that live and much garbage
+	}
 	if *profile != "" {
 		f, err := os.Create(*profile)
 		if err == nil {
