@@ -68,7 +68,7 @@ func (h *h1) dial(timeout time.Duration) error {
 
 func (h *h1) Do(op *Op, timeout time.Duration) (int, []byte, error) {
 	if h.c == nil {
-		if err := h.dial(min(timeout, 3*time.Second)); err != nil {
+		if err := h.dial(timeout); err != nil {
 			return 0, nil, err
 		}
 	}
