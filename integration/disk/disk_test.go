@@ -101,10 +101,10 @@ func underLoad(t *testing.T, s *harness.Server, hurt func(rnd *rand.Rand) error)
 }
 
 // warmUp makes one call, so that the load does not begin while the SDK still prepares itself, which takes seconds with
-// the race detector.
+// the race detector, and minutes where many share the processors. Only the limit of the whole test ends it.
 func warmUp(t *testing.T, ingress string) {
 	t.Helper()
-	client := &http.Client{Timeout: 60 * time.Second}
+	client := &http.Client{}
 	defer client.CloseIdleConnections()
 	req, err := http.NewRequest(http.MethodGet, ingress+"/Account/warm-up/get", nil)
 	if err != nil {
@@ -194,7 +194,8 @@ func fill(t *testing.T, dir string) (*answers, *chaos.Endpoint) {
 	}
 	defer s.Close()
 	register(t, s.Admin(), ep.URL)
-	client := &http.Client{Timeout: 2 * time.Minute} // the first call prepares the SDK, which takes long with the race detector
+	warmUp(t, s.Ingress())
+	client := &http.Client{Timeout: patience}
 	defer client.CloseIdleConnections()
 	for round := range 2 { // the second life has tables and logs of the first one below it
 		for i := range 20 {

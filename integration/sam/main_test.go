@@ -32,7 +32,7 @@ const (
 	externalID = "cluster-1"
 	region     = "eu-central-1"
 	prefix     = "arn:aws:lambda:" + region + ":" + account + ":function:"
-	patience   = 60 * time.Second
+	patience   = 3 * time.Minute // ends what hangs
 )
 
 var serverKind = os.Getenv("PERDURE_E2E_SERVER")
