@@ -823,19 +823,23 @@ func TestFullDiskFreesWhoWaitsForRoom(t *testing.T) {
 	if _, err := rand.NewChaCha8([32]byte{}).Read(payload); err != nil {
 		t.Fatal(err)
 	}
-	const writes = 200
-	for i := range writes {
-		w := &logserver.Write{Loglet: 5, Kind: logserver.WriteRecords, First: cluster.Offset(1 + i), Records: []logserver.Record{{Payload: payload}}, Sequencer: sequencer, Owner: o}
+	writes := 0
+	write := func() {
+		t.Helper()
+		writes++
+		w := &logserver.Write{Loglet: 5, Kind: logserver.WriteRecords, First: cluster.Offset(writes), Records: []logserver.Record{{Payload: payload}}, Sequencer: sequencer, Owner: o}
 		if err := s.Enqueue(w); err != nil {
 			t.Fatal(err)
 		}
 	}
-	for waiting := false; !waiting; { // the tables in memory are full, and nothing is answered any more
-		select {
-		case <-o.wake:
-		case <-time.After(500 * time.Millisecond):
-			waiting = s.db.Metrics().MemTable.Count >= 3
+	for stacks := make([]byte, 1<<20); !bytes.Contains(stacks[:runtime.Stack(stacks, true)], []byte(").maybeInduceWriteStall(")); {
+		if write(); writes == 10_000 {
+			t.Fatal("the database never waits for room")
 		}
+		<-time.After(time.Millisecond)
+	}
+	for range 10 { // behind the one that waits
+		write()
 	}
 	release()
 	ends := o.wait(t, writes)
