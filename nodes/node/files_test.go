@@ -11,6 +11,7 @@ import (
 	"os"
 	"os/exec"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 )
@@ -53,7 +54,7 @@ func TestOutOfFiles(t *testing.T) {
 		return ""
 	}
 	ingress, admin, _ := strings.Cut(line("addresses "), " ")
-	client := &http.Client{Timeout: 20 * time.Second, Transport: &http.Transport{DisableKeepAlives: true}}
+	client := &http.Client{Transport: &http.Transport{DisableKeepAlives: true}}
 	get := func(url string) {
 		t.Helper()
 		r, err := client.Get(url)
@@ -64,24 +65,28 @@ func TestOutOfFiles(t *testing.T) {
 			t.Errorf("%s: %s", url, r.Status)
 		}
 	}
-	var flood []net.Conn
+	flooding, over := context.WithCancel(t.Context())
+	var flood sync.WaitGroup
 	for range 300 {
-		c, err := net.DialTimeout("tcp", strings.Trim(strings.TrimPrefix(ingress, "http:"), "/"), time.Second)
-		if err != nil {
-			break // the queue of the system is full as well
-		}
-		defer c.Close()
-		flood = append(flood, c)
+		flood.Go(func() {
+			var d net.Dialer
+			c, err := d.DialContext(flooding, "tcp", strings.Trim(strings.TrimPrefix(ingress, "http:"), "/"))
+			if err != nil {
+				return // over before it had its turn: the queue of the system was full as well
+			}
+			<-flooding.Done()
+			_ = c.Close() // nothing was sent
+		})
 	}
+	stop := func() { over(); flood.Wait() }
+	defer stop()
 	line("full ")
 	get(admin + "health")
 	fmt.Fprintln(stdin, "open files")
 	if got := line("opened "); got != "<nil>" {
 		t.Errorf("the node itself cannot open files: %s", got)
 	}
-	for _, c := range flood {
-		c.Close()
-	}
+	stop()
 	get(ingress + "restate/health")
 	stdin.Close()
 	for lines.Scan() { // to the end
