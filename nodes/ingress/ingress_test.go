@@ -9,6 +9,7 @@ import (
 	"net"
 	"net/http"
 	"net/http/httptest"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -182,27 +183,29 @@ func answerTo(t testing.TB, conn net.Conn, request string) *http.Response {
 	return r
 }
 
-// exchange sends a request line by line over a connection of its own.
+// exchange sends a request line by line over a connection of its own, with the body as one chunk if a header says so.
 func exchange(t testing.TB, addr, method, uri, body string, headers ...string) *http.Response {
 	t.Helper()
 	c, err := net.Dial("tcp", addr)
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer c.Close()
 	_ = c.SetDeadline(time.Now().Add(time.Minute))
 	var b strings.Builder
 	fmt.Fprintf(&b, "%s %s HTTP/1.1\r\nHost: h\r\nConnection: close\r\n", method, uri)
-	if body != "" {
+	if slices.Contains(headers, chunked) {
+		body = fmt.Sprintf("%x\r\n%s\r\n0\r\n\r\n", len(body), body)
+	} else if body != "" {
 		fmt.Fprintf(&b, "Content-Length: %d\r\n", len(body))
 	}
 	for _, h := range headers {
 		b.WriteString(h + "\r\n")
 	}
 	b.WriteString("\r\n" + body)
-	if _, err := io.WriteString(c, b.String()); err != nil {
-		t.Fatal(err)
-	}
+	var sent sync.WaitGroup
+	sent.Go(func() { _, _ = io.WriteString(c, b.String()) }) // what was refused is not read to its end
+	defer sent.Wait()
+	defer c.Close()
 	resp, err := http.ReadResponse(bufio.NewReader(c), &http.Request{Method: method})
 	if err != nil {
 		t.Fatal(err)
@@ -238,6 +241,7 @@ func status(s recordpb.Reply_Status) *recordpb.Reply { return &recordpb.Reply{St
 
 const (
 	jsonType  = "Content-Type: application/json"
+	chunked   = "Transfer-Encoding: chunked"
 	someID    = "inv_12BbmfqHZ9cR0Uk5X6HJL2aSh1BUEzqNEQ"
 	awakeable = "sign_1346YRn8WZVw6N44idZCnF_XEnJa1PJQoAAAAEQ"
 	w1        = "inv_12kpUQONmeFb2WqsVOkAjH4phS34cOyIC8" // workflow Wf, key w1
@@ -638,15 +642,7 @@ func TestBodyLimit(t *testing.T) {
 	if got := bodyOf(t, r); r.StatusCode != 413 || got != "length limit exceeded" || r.Header.Get("Content-Type") != "text/plain; charset=utf-8" || r.Header.Get("Vary") != "" {
 		t.Errorf("announced: %d %s %v", r.StatusCode, got, r.Header)
 	}
-	req, err := http.NewRequest("POST", "http://"+addr+"/Svc/raw", io.MultiReader(strings.NewReader("12345"), strings.NewReader("6789")))
-	if err != nil {
-		t.Fatal(err)
-	}
-	req.Close = true
-	if r, err = http.DefaultTransport.RoundTrip(req); err != nil {
-		t.Fatal(err)
-	}
-	defer r.Body.Close()
+	r = exchange(t, addr, "POST", "/Svc/raw", "123456789", chunked)
 	if got := bodyOf(t, r); r.StatusCode != 413 || got != `{"code":413,"message":"cannot read body: LengthLimitError","source":"ingress"}` {
 		t.Errorf("chunked: %d %s", r.StatusCode, got)
 	}
@@ -775,15 +771,10 @@ func TestLargestBodyWithoutLength(t *testing.T) {
 	p := &partitions{do: func(context.Context, *recordpb.Request) (*recordpb.Reply, error) { return success("1"), nil }}
 	addr := serve(t, newIngress(t, p, func(c *Config) { c.RequestSizeLimit, c.RequestMemory = limit, limit }))
 	for size, want := range map[int]int{limit - 1: 200, limit: 200, limit + 1: 413} {
-		body := io.MultiReader(strings.NewReader(strings.Repeat("x", size))) // hides the length
-		r, err := http.Post("http://"+addr+"/Svc/raw", "application/octet-stream", body)
-		if err != nil {
-			t.Fatal(err)
-		}
+		r := exchange(t, addr, "POST", "/Svc/raw", strings.Repeat("x", size), chunked)
 		if got := bodyOf(t, r); r.StatusCode != want {
 			t.Errorf("%d bytes: %d %s, want %d", size, r.StatusCode, got, want)
 		}
-		r.Body.Close()
 	}
 }
 
@@ -929,24 +920,26 @@ func TestOverload(t *testing.T) {
 }
 
 func TestHTTP2WithoutTLS(t *testing.T) {
-	p := &partitions{do: accept}
-	addr := serve(t, newIngress(t, p, nil))
-	protocols := new(http.Protocols)
-	protocols.SetUnencryptedHTTP2(true)
-	tr := &http.Transport{Protocols: protocols}
-	defer tr.CloseIdleConnections()
-	r, err := (&http.Client{Transport: tr}).Post("http://"+addr+"/Obj/a%20b/add?q=%20", "application/json", strings.NewReader("1"))
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer r.Body.Close()
-	if got := bodyOf(t, r); r.ProtoMajor != 2 || r.StatusCode != 200 || got != "1" {
-		t.Errorf("%s %d %s", r.Proto, r.StatusCode, got)
-	}
-	inv := p.invocation(t)
-	if inv.Target.Key != "a b" || inv.Headers[0].Value != "/Obj/a%20b/add?q=%20" {
-		t.Errorf("%v", inv)
-	}
+	synctest.Test(t, func(t *testing.T) {
+		p := &partitions{do: accept}
+		l := serveInMemory(t, newIngress(t, p, nil))
+		protocols := new(http.Protocols)
+		protocols.SetUnencryptedHTTP2(true)
+		tr := &http.Transport{Protocols: protocols, DialContext: func(context.Context, string, string) (net.Conn, error) { return l.dial(t), nil }}
+		defer tr.CloseIdleConnections()
+		r, err := (&http.Client{Transport: tr}).Post("http://memory/Obj/a%20b/add?q=%20", "application/json", strings.NewReader("1"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer r.Body.Close()
+		if got := bodyOf(t, r); r.ProtoMajor != 2 || r.StatusCode != 200 || got != "1" {
+			t.Errorf("%s %d %s", r.Proto, r.StatusCode, got)
+		}
+		inv := p.invocation(t)
+		if inv.Target.Key != "a b" || inv.Headers[0].Value != "/Obj/a%20b/add?q=%20" {
+			t.Errorf("%v", inv)
+		}
+	})
 }
 
 func TestConfigValidate(t *testing.T) {
