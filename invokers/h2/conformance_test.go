@@ -5,13 +5,16 @@ import (
 	"context"
 	"crypto/tls"
 	"crypto/x509"
+	"errors"
 	"fmt"
 	"io"
 	"math/rand/v2"
+	"net"
 	"net/http"
 	"net/http/httptest"
 	"sync"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -85,10 +88,7 @@ func parse(tb testing.TB, url string, http11 bool) transport.Endpoint {
 // serveClear starts a server in clear text that speaks HTTP/1.1 and HTTP/2.
 func serveClear(tb testing.TB, h http.Handler) string {
 	srv := httptest.NewUnstartedServer(h)
-	srv.Config.Protocols = new(http.Protocols)
-	srv.Config.Protocols.SetHTTP1(true)
-	srv.Config.Protocols.SetUnencryptedHTTP2(true)
-	srv.Start()
+	clearText(srv)
 	tb.Cleanup(srv.Close)
 	return srv.URL
 }
@@ -109,29 +109,85 @@ var (
 	http1Abilities = transporttest.Abilities{Streaming: true, Duplex: true, Version: transport.HTTP11, MaxBody: 5 << 20, Parallel: 30}
 )
 
+// memory is a listener whose connections are pipes. With it a real server and a client run in a bubble: only waiting takes time
+// there, so that the limits of either are not used up by others that are busy.
+type memory struct {
+	conns chan net.Conn
+	gone  chan struct{}
+	once  sync.Once
+}
+
+func newMemory() *memory { return &memory{conns: make(chan net.Conn), gone: make(chan struct{})} }
+
+func (m *memory) Accept() (net.Conn, error) {
+	select {
+	case c := <-m.conns:
+		return c, nil
+	case <-m.gone:
+		return nil, net.ErrClosed
+	}
+}
+
+func (m *memory) Close() error   { m.once.Do(func() { close(m.gone) }); return nil }
+func (m *memory) Addr() net.Addr { return &net.UnixAddr{Name: "memory"} }
+
+func (m *memory) dial(ctx context.Context, _, _ string) (net.Conn, error) {
+	ours, theirs := net.Pipe()
+	select {
+	case m.conns <- theirs:
+		return ours, nil
+	case <-m.gone:
+	case <-ctx.Done():
+	}
+	return nil, errors.Join(net.ErrClosed, ours.Close(), theirs.Close())
+}
+
+// inMemory starts a server on pipes, and a client that reaches it.
+func inMemory(t *testing.T, h http.Handler, start func(*httptest.Server), change func(*Config)) *Client {
+	srv := httptest.NewUnstartedServer(h)
+	_ = srv.Listener.Close() // nothing was done with it
+	m := newMemory()
+	srv.Listener = m
+	start(srv)
+	t.Cleanup(srv.Close)
+	return newClient(t, func(c *Config) {
+		c.Dial = m.dial
+		if cert := srv.Certificate(); cert != nil {
+			c.TLS = &tls.Config{RootCAs: x509.NewCertPool()}
+			c.TLS.RootCAs.AddCert(cert)
+		}
+		if change != nil {
+			change(c)
+		}
+	})
+}
+
+func clearText(srv *httptest.Server) {
+	srv.Config.Protocols = new(http.Protocols)
+	srv.Config.Protocols.SetHTTP1(true)
+	srv.Config.Protocols.SetUnencryptedHTTP2(true)
+	srv.Start()
+}
+
 func TestConformance(t *testing.T) {
-	t.Run("h2c", func(t *testing.T) {
-		transporttest.Run(t, http2Abilities, func(t *testing.T, h http.Handler) (transport.Transport, transport.Endpoint) {
-			return newClient(t, nil), parse(t, serveClear(t, h), false)
+	for _, tt := range []struct {
+		name   string
+		can    transporttest.Abilities
+		start  func(*httptest.Server)
+		url    string
+		http11 bool
+	}{
+		{"h2c", http2Abilities, clearText, "http://example.com", false},
+		{"h2 over TLS", http2Abilities, func(s *httptest.Server) { s.EnableHTTP2 = true; s.StartTLS() }, "https://example.com", false},
+		{"HTTP 1.1", http1Abilities, clearText, "http://example.com", true},
+		{"HTTP 1.1 by ALPN", http1Abilities, (*httptest.Server).StartTLS, "https://example.com", false},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			transporttest.Run(t, tt.can, func(t *testing.T, h http.Handler) (transport.Transport, transport.Endpoint) {
+				return inMemory(t, h, tt.start, nil), parse(t, tt.url, tt.http11)
+			})
 		})
-	})
-	t.Run("h2 over TLS", func(t *testing.T) {
-		transporttest.Run(t, http2Abilities, func(t *testing.T, h http.Handler) (transport.Transport, transport.Endpoint) {
-			url, cfg := serveTLS(t, h, true)
-			return newClient(t, func(c *Config) { c.TLS = cfg }), parse(t, url, false)
-		})
-	})
-	t.Run("HTTP 1.1", func(t *testing.T) {
-		transporttest.Run(t, http1Abilities, func(t *testing.T, h http.Handler) (transport.Transport, transport.Endpoint) {
-			return newClient(t, nil), parse(t, serveClear(t, h), true)
-		})
-	})
-	t.Run("HTTP 1.1 by ALPN", func(t *testing.T) {
-		transporttest.Run(t, http1Abilities, func(t *testing.T, h http.Handler) (transport.Transport, transport.Endpoint) {
-			url, cfg := serveTLS(t, h, false)
-			return newClient(t, func(c *Config) { c.TLS = cfg }), parse(t, url, false)
-		})
-	})
+	}
 }
 
 // HTTP/1.1 can be asked for where HTTP/2 would be had.
@@ -150,30 +206,31 @@ func TestForcedHTTP1OverTLS(t *testing.T) {
 func TestTightWindows(t *testing.T) {
 	seed := rand.Uint64()
 	t.Logf("seed %d", seed)
-	url := serveClear(t, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		_, _ = io.Copy(w, r.Body) // fails when the exchange is cancelled; the client checks what it gets
-	}))
-	c := newClient(t, func(c *Config) {
-		c.StreamWindow, c.ConnWindow, c.ConnBuffer, c.SendBuffer = initialWindow, initialWindow, initialWindow, minMaxFrame
-		c.MaxStreamsPerConn, c.MaxConnsPerEndpoint = 5, 2
-	})
-	ep := parse(t, url, false)
-	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
-	defer cancel()
-	var wg sync.WaitGroup
-	for i := range 40 {
-		wg.Go(func() {
-			r := rand.New(rand.NewPCG(seed, uint64(i)))
-			body := make([]byte, r.IntN(300_000))
-			for j := range body {
-				body[j] = byte(r.Uint32())
-			}
-			if err := echo(ctx, c, ep, body, r); err != nil {
-				t.Errorf("exchange %d: %v", i, err)
-			}
+	synctest.Test(t, func(t *testing.T) {
+		c := inMemory(t, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			_, _ = io.Copy(w, r.Body) // fails when the exchange is cancelled; the client checks what it gets
+		}), clearText, func(c *Config) {
+			c.StreamWindow, c.ConnWindow, c.ConnBuffer, c.SendBuffer = initialWindow, initialWindow, initialWindow, minMaxFrame
+			c.MaxStreamsPerConn, c.MaxConnsPerEndpoint = 5, 2
 		})
-	}
-	wg.Wait()
+		ep := parse(t, "http://example.com", false)
+		ctx, cancel := context.WithTimeout(t.Context(), time.Minute) // of the bubble: only what is stuck takes time
+		defer cancel()
+		var wg sync.WaitGroup
+		for i := range 40 {
+			wg.Go(func() {
+				r := rand.New(rand.NewPCG(seed, uint64(i)))
+				body := make([]byte, r.IntN(300_000))
+				for j := range body {
+					body[j] = byte(r.Uint32())
+				}
+				if err := echo(ctx, c, ep, body, r); err != nil {
+					t.Errorf("exchange %d: %v", i, err)
+				}
+			})
+		}
+		wg.Wait()
+	})
 }
 
 // echo sends body in random pieces and expects it back; one in five exchanges is cancelled midway.

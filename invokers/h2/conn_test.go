@@ -90,9 +90,15 @@ func TestConnectRefused(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	_ = ln.Close() // now nobody listens there
+	defer ln.Close()
+	conn, err := net.Dial("tcp", ln.Addr().String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	url := "http://" + conn.LocalAddr().String() // nobody listens there, nor can while it is in use
 	for _, http11 := range []bool{false, true} {
-		err := discover(newClient(t, nil), parse(t, "http://"+ln.Addr().String(), http11))
+		err := discover(newClient(t, nil), parse(t, url, http11))
 		wantKind(t, err, transport.Connect, "refused")
 	}
 }

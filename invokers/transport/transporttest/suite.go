@@ -14,12 +14,13 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"perdure/invokers/transport"
 )
 
-// patience is how long a test may take before it counts as hung.
+// patience is how long a test may take before it counts as hung. It is time of the test's bubble: being slow takes none.
 const patience = 30 * time.Second
 
 // Abilities says what the protocol of a transport can do; the suite asks only for that.
@@ -40,7 +41,8 @@ type Abilities struct {
 // Serve starts a service with the handler and a transport that reaches it, and registers their clean-up.
 type Serve func(t *testing.T, h http.Handler) (transport.Transport, transport.Endpoint)
 
-// Run runs the suite.
+// Run runs the suite, each test in a bubble of synctest. A service that streams has to be reached without sockets: time
+// passes in a bubble only when nobody waits for anything outside.
 func Run(t *testing.T, can Abilities, serve Serve) {
 	tests := []struct {
 		name string
@@ -73,9 +75,11 @@ func Run(t *testing.T, can Abilities, serve Serve) {
 	for _, tt := range tests {
 		if tt.run {
 			t.Run(tt.name, func(t *testing.T) {
-				ctx, cancel := context.WithTimeout(t.Context(), patience)
-				defer cancel()
-				tt.test(&suite{t: t, ctx: ctx, can: can, serve: serve})
+				synctest.Test(t, func(t *testing.T) {
+					ctx, cancel := context.WithTimeout(t.Context(), patience)
+					defer cancel()
+					tt.test(&suite{t: t, ctx: ctx, can: can, serve: serve})
+				})
 			})
 		}
 	}
@@ -581,7 +585,7 @@ func (s *suite) blockedWriter() {
 	select {
 	case err := <-failed:
 		s.t.Fatalf("write failed before the cancel: %v", err)
-	case <-time.After(50 * time.Millisecond): // long enough to fill a window, and harmless if not
+	case <-time.After(time.Second): // passes when nobody can go on: the window is full
 	}
 	st.Cancel()
 	s.wantKind(wait(s, failed, "end of the write"), transport.Canceled)
