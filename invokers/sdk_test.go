@@ -99,7 +99,7 @@ func runSDK(t *testing.T, bidi bool, version uint32) {
 		}
 	})
 	w := newWorld(t, func(c *Config, d *Deps) { c.AnnounceV7, d.Transport = version == 7, client })
-	d := sdkDeployment(url, bidi, 20*time.Second)
+	d := sdkDeployment(url, bidi, time.Hour) // nothing is suspended because the machine is busy
 	d.MaxProtocol = version
 	w.schema.set(d)
 

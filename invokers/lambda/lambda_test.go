@@ -12,8 +12,10 @@ import (
 	"net"
 	"net/http"
 	"net/http/httptest"
+	"runtime"
 	"strings"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/aws/aws-sdk-go-v2/aws"
@@ -423,14 +425,14 @@ func TestSessionTags(t *testing.T) {
 }
 
 func TestUnreachableAPI(t *testing.T) {
-	ln, err := net.Listen("tcp", "127.0.0.1:0")
+	f := newFakeAPI(t, nil)
+	conn, err := net.Dial("tcp", strings.TrimPrefix(f.url, "http://"))
 	if err != nil {
 		t.Fatal(err)
 	}
-	_ = ln.Close() // now nobody listens there
-	f := newFakeAPI(t, nil)
+	defer conn.Close()
 	cfg := f.config()
-	cfg.AWS.BaseEndpoint = aws.String("http://" + ln.Addr().String())
+	cfg.AWS.BaseEndpoint = aws.String("http://" + conn.LocalAddr().String()) // nobody listens there, nor can while it is in use
 	_, err = call1(t, newClient(t, cfg), transport.LambdaFunction(testARN, "", false), nil).Response()
 	wantKind(t, err, transport.Connect, "refused")
 }
@@ -442,11 +444,24 @@ func TestBrokenConnection(t *testing.T) {
 }
 
 func TestCallTimeout(t *testing.T) {
-	f := newFakeAPI(t, func(_ http.ResponseWriter, r *http.Request) { <-r.Context().Done() })
-	cfg := f.config()
-	cfg.CallTimeout = 20 * time.Millisecond
-	_, err := call1(t, newClient(t, cfg), transport.LambdaFunction(testARN, "", false), nil).Response()
-	wantKind(t, err, transport.Timeout, "")
+	synctest.Test(t, func(t *testing.T) {
+		cfg := (&fakeAPI{url: "http://lambda"}).config()
+		cfg.AWS.HTTPClient = silent{}
+		began := time.Now()
+		_, err := call1(t, newClient(t, cfg), transport.LambdaFunction(testARN, "", false), nil).Response()
+		wantKind(t, err, transport.Timeout, "")
+		if d := time.Since(began); d != cfg.CallTimeout {
+			t.Errorf("ended after %v, want %v", d, cfg.CallTimeout)
+		}
+	})
+}
+
+// silent is an API that never answers.
+type silent struct{}
+
+func (silent) Do(r *http.Request) (*http.Response, error) {
+	<-r.Context().Done()
+	return nil, r.Context().Err()
 }
 
 func TestCloseEndsCalls(t *testing.T) {
@@ -480,66 +495,69 @@ func TestCloseEndsCalls(t *testing.T) {
 
 // While the API refuses calls, attempts end at once instead of waiting, and when it no longer does, calls pass again.
 func TestThrottledFunction(t *testing.T) {
-	throttle := make(chan bool, 1)
-	throttle <- true
-	f := newFakeAPI(t, func(w http.ResponseWriter, _ *http.Request) {
-		on := <-throttle
-		throttle <- on
-		if on {
-			apiError(w, 429, "TooManyRequestsException", "Rate Exceeded.")
-			return
-		}
-		_, _ = io.WriteString(w, `{"statusCode":200}`)
-	})
-	c := newClient(t, f.config())
-	ep := transport.LambdaFunction(testARN, "", false)
-	_, err := call1(t, c, ep, nil).Response()
-	wantKind(t, err, transport.Throttled, "Rate Exceeded")
+	synctest.Test(t, func(t *testing.T) { // no time passes in it, because the API is outside
+		throttle := make(chan bool, 1)
+		throttle <- true
+		f := newFakeAPI(t, func(w http.ResponseWriter, _ *http.Request) {
+			on := <-throttle
+			throttle <- on
+			if on {
+				apiError(w, 429, "TooManyRequestsException", "Rate Exceeded.")
+				return
+			}
+			_, _ = io.WriteString(w, `{"statusCode":200}`)
+		})
+		c := newClient(t, f.config())
+		ep := transport.LambdaFunction(testARN, "", false)
+		_, err := call1(t, c, ep, nil).Response()
+		wantKind(t, err, transport.Throttled, "Rate Exceeded")
 
-	first, err := c.Open(t.Context(), ep, invocation) // one may run
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer first.Cancel()
-	waiting := make(chan error, 1)
-	go func() { // and one may wait for it
-		st, err := c.Open(t.Context(), ep, invocation)
-		if err == nil {
-			st.Cancel()
-		}
-		waiting <- err
-	}()
-	l := c.functions[testARN].limiter
-	for n := 0; n == 0; {
-		l.mu.Lock()
-		n = len(l.waiters)
-		l.mu.Unlock()
-	}
-	_, err = c.Open(t.Context(), ep, invocation)
-	wantKind(t, err, transport.Throttled, "as many calls")
-	other := transport.LambdaFunction(strings.Replace(testARN, "myfn", "other", 1), "", false)
-	if st, err := c.Open(t.Context(), other, invocation); err != nil {
-		t.Errorf("another function: %v", err)
-	} else {
-		st.Cancel()
-	}
-
-	<-throttle
-	throttle <- false
-	if err := first.CloseWrite(); err != nil {
-		t.Fatal(err)
-	}
-	if _, err := first.Response(); err != nil {
-		t.Fatal(err)
-	}
-	if err := <-waiting; err != nil {
-		t.Error(err)
-	}
-	for range 20 {
-		if _, err := call1(t, c, ep, nil).Response(); err != nil {
+		first, err := c.Open(t.Context(), ep, invocation) // one may run
+		if err != nil {
 			t.Fatal(err)
 		}
-	}
+		defer first.Cancel()
+		waiting := make(chan error, 1)
+		go func() { // and one may wait for it
+			st, err := c.Open(t.Context(), ep, invocation)
+			if err == nil {
+				st.Cancel()
+			}
+			waiting <- err
+		}()
+		l := c.functions[testARN].limiter
+		for n := 0; n == 0; {
+			l.mu.Lock()
+			n = len(l.waiters)
+			l.mu.Unlock()
+			runtime.Gosched()
+		}
+		_, err = c.Open(t.Context(), ep, invocation)
+		wantKind(t, err, transport.Throttled, "as many calls")
+		other := transport.LambdaFunction(strings.Replace(testARN, "myfn", "other", 1), "", false)
+		if st, err := c.Open(t.Context(), other, invocation); err != nil {
+			t.Errorf("another function: %v", err)
+		} else {
+			st.Cancel()
+		}
+
+		<-throttle
+		throttle <- false
+		if err := first.CloseWrite(); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := first.Response(); err != nil {
+			t.Fatal(err)
+		}
+		if err := <-waiting; err != nil {
+			t.Error(err)
+		}
+		for range 20 {
+			if _, err := call1(t, c, ep, nil).Response(); err != nil {
+				t.Fatal(err)
+			}
+		}
+	})
 }
 
 func TestManyVersionsAreForgotten(t *testing.T) {
