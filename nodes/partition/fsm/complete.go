@@ -163,7 +163,7 @@ func (m *Machine) free(r *row) error {
 		return nil
 	}
 	o := object(&r.id, inv.Target)
-	if err := m.clearState(&o); err != nil {
+	if err := m.states.clear(&o); err != nil {
 		return err
 	}
 	return m.forgetPromises(&o)
@@ -384,7 +384,7 @@ func (m *Machine) unlock(id ident.InvocationID, o *keyspace.Object) error {
 		case next.Patch == nil:
 			return m.startInboxed(next.InvocationId)
 		}
-		if err := m.applyPatch(o, next.Patch); err != nil {
+		if err := m.states.patch(o, next.Patch); err != nil {
 			return err
 		}
 	}

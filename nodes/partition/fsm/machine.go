@@ -38,6 +38,7 @@ type Machine struct {
 	locks    locks
 	outbox   outbox
 	promises promises
+	states   states
 }
 
 // New makes the machine of a partition from what the store has.
@@ -47,6 +48,7 @@ func New(p cluster.PartitionID, keys cluster.KeyRange, r Reader) (*Machine, erro
 	m.locks = newLocks(&m.step, &m.counters)
 	m.outbox = outbox{&m.step, &m.counters}
 	m.promises = promises{&m.step}
+	m.states = states{&m.step}
 	m.rows.init()
 	if err := m.load(r); err != nil {
 		return nil, fmt.Errorf("load the state of partition %d: %w", p, err)

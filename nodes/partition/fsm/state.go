@@ -17,6 +17,83 @@ import (
 	"perdure/nodes/record/recordpb"
 )
 
+// states is the state of objects and workflows: each key has the value that was last put there, until it is removed. What replaces all of it
+// does so whole or not at all.
+type states struct{ *step }
+
+// get reads a value, which is valid until the next row is read.
+func (s *states) get(o *keyspace.Object, key []byte) (value []byte, ok bool, err error) {
+	s.key = keyspace.AppendState(s.key[:0], o, key)
+	return s.txn.Get(s.key)
+}
+
+// keys are the keys that have a value, in their order.
+func (s *states) keys(o *keyspace.Object) (keys [][]byte, err error) {
+	prefix := keyspace.AppendStatePrefix(nil, o)
+	err = s.txn.Scan(prefix, keyspace.PrefixEnd(nil, prefix), func(key, _ []byte) (bool, error) {
+		keys = append(keys, append([]byte(nil), key[len(prefix):]...))
+		return true, nil
+	})
+	return keys, err
+}
+
+func (s *states) set(o *keyspace.Object, key, value []byte) error {
+	s.key = keyspace.AppendState(s.key[:0], o, key)
+	return s.txn.Set(s.key, value)
+}
+
+func (s *states) remove(o *keyspace.Object, key []byte) error {
+	s.key = keyspace.AppendState(s.key[:0], o, key)
+	return s.txn.Delete(s.key)
+}
+
+func (s *states) clear(o *keyspace.Object) error {
+	return s.deletePrefix(keyspace.AppendStatePrefix(nil, o))
+}
+
+// patch replaces the state of an object if it is the one that the patch was made for; otherwise the patch is dropped.
+func (s *states) patch(o *keyspace.Object, p *storepb.StatePatch) error {
+	if p.Version != nil {
+		v, err := s.version(o)
+		if err != nil {
+			return err
+		}
+		if v != p.GetVersion() {
+			s.dropped++
+			return nil
+		}
+	}
+	if err := s.clear(o); err != nil {
+		return err
+	}
+	for _, e := range p.State {
+		if err := s.set(o, e.Key, e.Value); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// version names the content of an object's state: callers compute it as well.
+func (s *states) version(o *keyspace.Object) (string, error) {
+	h := sha256.New()
+	prefix := keyspace.AppendStatePrefix(nil, o)
+	var n [8]byte
+	i := uint64(0)
+	err := s.txn.Scan(prefix, keyspace.PrefixEnd(nil, prefix), func(key, value []byte) (bool, error) {
+		binary.BigEndian.PutUint64(n[:], i)
+		i++
+		h.Write(n[:])
+		h.Write([]byte{1})
+		h.Write(key[len(prefix):])
+		h.Write([]byte{2})
+		h.Write(value)
+		h.Write([]byte{3})
+		return true, nil
+	})
+	return base64.RawURLEncoding.EncodeToString(h.Sum(nil)), err
+}
+
 // writesState reports whether the handler may change the state of its key.
 func writesState(t *invocationpb.Target) bool {
 	return exclusive(t) || workflow(t) && schema.HandlerType(t.GetHandlerType()) == schema.WorkflowRun
@@ -26,8 +103,7 @@ func (m *Machine) getState(r *row, c *protocolpb.GetLazyStateCommand) error {
 	res := void()
 	if keyed(r.inv.Target) {
 		o := object(&r.id, r.inv.Target)
-		m.key = keyspace.AppendState(m.key[:0], &o, c.Key)
-		v, ok, err := m.txn.Get(m.key)
+		v, ok, err := m.states.get(&o, c.Key)
 		if err != nil {
 			return err
 		}
@@ -42,13 +118,9 @@ func (m *Machine) getState(r *row, c *protocolpb.GetLazyStateCommand) error {
 func (m *Machine) getStateKeys(r *row, c *protocolpb.GetLazyStateKeysCommand) error {
 	var keys [][]byte
 	if keyed(r.inv.Target) {
+		var err error
 		o := object(&r.id, r.inv.Target)
-		prefix := keyspace.AppendStatePrefix(nil, &o)
-		err := m.txn.Scan(prefix, keyspace.PrefixEnd(nil, prefix), func(key, _ []byte) (bool, error) {
-			keys = append(keys, append([]byte(nil), key[len(prefix):]...))
-			return true, nil
-		})
-		if err != nil {
+		if keys, err = m.states.keys(&o); err != nil {
 			return err
 		}
 	}
@@ -63,8 +135,7 @@ func (m *Machine) setState(r *row, c *protocolpb.SetStateCommand) error {
 		return nil
 	}
 	o := object(&r.id, r.inv.Target)
-	m.key = keyspace.AppendState(m.key[:0], &o, c.Key)
-	return m.txn.Set(m.key, c.Value.GetContent())
+	return m.states.set(&o, c.Key, c.Value.GetContent())
 }
 
 func (m *Machine) clearStateKey(r *row, c *protocolpb.ClearStateCommand) error {
@@ -73,8 +144,7 @@ func (m *Machine) clearStateKey(r *row, c *protocolpb.ClearStateCommand) error {
 		return nil
 	}
 	o := object(&r.id, r.inv.Target)
-	m.key = keyspace.AppendState(m.key[:0], &o, c.Key)
-	return m.txn.Delete(m.key)
+	return m.states.remove(&o, c.Key)
 }
 
 func (m *Machine) clearAllState(r *row) error {
@@ -83,11 +153,7 @@ func (m *Machine) clearAllState(r *row) error {
 		return nil
 	}
 	o := object(&r.id, r.inv.Target)
-	return m.clearState(&o)
-}
-
-func (m *Machine) clearState(o *keyspace.Object) error {
-	return m.deletePrefix(keyspace.AppendStatePrefix(nil, o))
+	return m.states.clear(&o)
 }
 
 // patchState replaces the state of an object, in its turn: behind what holds the object and what waits for it.
@@ -104,7 +170,7 @@ func (m *Machine) patchState(x *recordpb.PatchState, requestID []byte) error {
 		return err
 	}
 	if l.row == nil {
-		return m.applyPatch(&o, patch)
+		return m.states.patch(&o, patch)
 	}
 	_, err = m.locks.enqueue(l, &storepb.Inboxed{Patch: patch, CreatedAtMs: m.now})
 	return err
@@ -118,48 +184,4 @@ func patchOf(x *recordpb.PatchState) *storepb.StatePatch {
 	}
 	sort.Slice(p.State, func(i, j int) bool { return string(p.State[i].Key) < string(p.State[j].Key) })
 	return p
-}
-
-// applyPatch replaces the state of an object if it is the one that the patch was made for.
-func (m *Machine) applyPatch(o *keyspace.Object, p *storepb.StatePatch) error {
-	if p.Version != nil {
-		v, err := m.stateVersion(o)
-		if err != nil {
-			return err
-		}
-		if v != p.GetVersion() {
-			m.dropped++
-			return nil
-		}
-	}
-	if err := m.clearState(o); err != nil {
-		return err
-	}
-	for _, e := range p.State {
-		m.key = keyspace.AppendState(m.key[:0], o, e.Key)
-		if err := m.txn.Set(m.key, e.Value); err != nil {
-			return err
-		}
-	}
-	return nil
-}
-
-// stateVersion names the content of an object's state: callers compute it as well.
-func (m *Machine) stateVersion(o *keyspace.Object) (string, error) {
-	h := sha256.New()
-	prefix := keyspace.AppendStatePrefix(nil, o)
-	var n [8]byte
-	i := uint64(0)
-	err := m.txn.Scan(prefix, keyspace.PrefixEnd(nil, prefix), func(key, value []byte) (bool, error) {
-		binary.BigEndian.PutUint64(n[:], i)
-		i++
-		h.Write(n[:])
-		h.Write([]byte{1})
-		h.Write(key[len(prefix):])
-		h.Write([]byte{2})
-		h.Write(value)
-		h.Write([]byte{3})
-		return true, nil
-	})
-	return base64.RawURLEncoding.EncodeToString(h.Sum(nil)), err
 }
