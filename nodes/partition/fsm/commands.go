@@ -20,7 +20,7 @@ func (m *Machine) sleep(r *row, c *protocolpb.SleepCommand) error {
 	if err := m.write(m.key, &storepb.Awaited{Type: uint32(protocol.TypeSleepCompletion), FireAtMs: c.WakeUpTime}); err != nil {
 		return err
 	}
-	return m.setTimer(keyspace.TimerKey{FireAtMs: c.WakeUpTime, Kind: keyspace.TimerSleep, ID: r.id, CompletionID: c.ResultCompletionId})
+	return m.timers.set(keyspace.TimerKey{FireAtMs: c.WakeUpTime, Kind: keyspace.TimerSleep, ID: r.id, CompletionID: c.ResultCompletionId})
 }
 
 func (m *Machine) call(r *row, c *protocolpb.CallCommand, callee *invocationpb.Effect_Callee) error {

@@ -203,7 +203,7 @@ func (m *Machine) deleteSleeps(r *row, prefix []byte) error {
 		return true, nil
 	})
 	for _, t := range timers {
-		err = errors.Join(err, m.deleteTimer(t))
+		err = errors.Join(err, m.timers.takeBack(t))
 	}
 	return err
 }
@@ -269,7 +269,7 @@ func (m *Machine) remove(r *row, res *invocationpb.Result) error {
 	}
 	switch inv.Status {
 	case storepb.Invocation_SCHEDULED:
-		err = m.deleteTimer(keyspace.TimerKey{FireAtMs: inv.ExecutionTimeMs, Kind: keyspace.TimerInvoke, ID: r.id})
+		err = m.timers.takeBack(keyspace.TimerKey{FireAtMs: inv.ExecutionTimeMs, Kind: keyspace.TimerInvoke, ID: r.id})
 	case storepb.Invocation_INBOXED:
 		o := object(&r.id, inv.Target)
 		err = m.locks.leave(&o, r.id, inv.InboxSequence)

@@ -83,7 +83,7 @@ func (m *Machine) invoke(x *invocationpb.Invocation) error {
 	if x.ExecutionTimeMs > m.now {
 		r.inv.Status = storepb.Invocation_SCHEDULED
 		r.inv.ScheduledAtMs = m.now
-		return m.setTimer(keyspace.TimerKey{FireAtMs: x.ExecutionTimeMs, Kind: keyspace.TimerInvoke, ID: id})
+		return m.timers.set(keyspace.TimerKey{FireAtMs: x.ExecutionTimeMs, Kind: keyspace.TimerInvoke, ID: id})
 	}
 	var fresh *Fresh
 	if !keyed(x.Target) {

@@ -39,6 +39,7 @@ type Machine struct {
 	outbox   outbox
 	promises promises
 	states   states
+	timers   timers
 }
 
 // New makes the machine of a partition from what the store has.
@@ -49,6 +50,7 @@ func New(p cluster.PartitionID, keys cluster.KeyRange, r Reader) (*Machine, erro
 	m.outbox = outbox{&m.step, &m.counters}
 	m.promises = promises{&m.step}
 	m.states = states{&m.step}
+	m.timers = timers{&m.step}
 	m.rows.init()
 	if err := m.load(r); err != nil {
 		return nil, fmt.Errorf("load the state of partition %d: %w", p, err)

@@ -170,41 +170,15 @@ func (m *Machine) signalCommand(x *recordpb.Signal, requestID []byte) error {
 	return m.signal(r, l, x.Result)
 }
 
-// setTimer writes a timer.
-func (m *Machine) setTimer(t keyspace.TimerKey) error {
-	m.out.add(ActTimer).Timer = t
-	m.key = keyspace.AppendTimer(m.key[:0], &t)
-	return m.txn.Set(m.key, nil)
-}
-
-func (m *Machine) deleteTimer(t keyspace.TimerKey) error {
-	m.out.add(ActTimerDeleted).Timer = t
-	m.key = keyspace.AppendTimer(m.key[:0], &t)
-	return m.txn.Delete(m.key)
-}
-
-// timer fires a timer: at most once, because the row goes with it, and never before its time by the leader's clock.
+// timer takes a timer that the leader saw to be due.
 func (m *Machine) timer(x *recordpb.Timer) error {
 	id, ok := m.idOf(x.InvocationId)
 	if !ok {
 		return nil
 	}
 	t := keyspace.TimerKey{FireAtMs: x.FireAtMs, Kind: keyspace.TimerKind(x.Kind), ID: id, CompletionID: x.CompletionId}
-	m.key = keyspace.AppendTimer(m.key[:0], &t)
-	_, ok, err := m.txn.Get(m.key)
-	if err != nil {
-		return err
-	}
-	if !ok {
-		m.dropped++
-		return nil
-	}
-	if m.now < t.FireAtMs && !mutant.Is(mutant.TimerEarly) {
-		m.dropped++
-		m.out.add(ActTimer).Timer = t // the clock was set back while it was proposed: it has to be proposed again
-		return nil
-	}
-	if err := m.txn.Delete(m.key); err != nil {
+	ok, err := m.timers.fire(t)
+	if !ok || err != nil {
 		return err
 	}
 	r, err := m.row(id)
