@@ -53,7 +53,7 @@ func (m *Machine) complete(r *row, res *invocationpb.Result) error {
 	if err := m.dropAwaited(r); err != nil {
 		return err
 	}
-	m.touch(r)
+	m.rows.touch(r)
 	if inv.CompletionRetentionMs > 0 {
 		if err := m.retain(r, res); err != nil {
 			return err
@@ -122,7 +122,7 @@ func (m *Machine) dropJournal(r *row, res *invocationpb.Result) error {
 }
 
 func (m *Machine) deleteJournal(r *row) error {
-	m.touch(r)
+	m.rows.touch(r)
 	inv := r.inv
 	n := inv.Entries
 	inv.Entries, inv.Commands, inv.Output, inv.Replayed = 0, 0, 0, 0
@@ -158,7 +158,7 @@ func (m *Machine) free(r *row) error {
 		return err
 	}
 	r.inv = nil
-	m.touch(r)
+	m.rows.touch(r)
 	if !workflowRun(inv.Target) {
 		return nil
 	}
@@ -284,7 +284,7 @@ func (m *Machine) remove(r *row, res *invocationpb.Result) error {
 		return err
 	}
 	r.inv = nil
-	m.touch(r)
+	m.rows.touch(r)
 	return nil
 }
 
@@ -324,7 +324,7 @@ func (m *Machine) asked(rawID []byte, s *invocationpb.Sink) (*row, error) {
 	if !ok {
 		return nil, nil
 	}
-	r, err := m.row(id)
+	r, err := m.rows.of(id)
 	if err != nil || r.inv != nil {
 		return r, err
 	}
@@ -395,7 +395,7 @@ func (m *Machine) startInboxed(raw []byte) error {
 	if err != nil {
 		return fmt.Errorf("%w: inbox: %w", keyspace.ErrCorrupt, err)
 	}
-	r, err := m.row(id)
+	r, err := m.rows.of(id)
 	if err != nil {
 		return err
 	}

@@ -25,7 +25,7 @@ func (m *Machine) effects(x *recordpb.InvokerEffects) error {
 	if !ok {
 		return nil
 	}
-	r, err := m.row(id)
+	r, err := m.rows.of(id)
 	if err != nil {
 		return err
 	}
@@ -58,7 +58,7 @@ func (m *Machine) effect(r *row, e *invocationpb.Effect) error {
 	case *invocationpb.Effect_Pinned:
 		if len(r.inv.DeploymentId) == 0 {
 			r.inv.DeploymentId, r.inv.ProtocolVersion = k.Pinned.DeploymentId, k.Pinned.ProtocolVersion
-			m.touch(r)
+			m.rows.touch(r)
 		}
 		return nil
 	case *invocationpb.Effect_Command_:
@@ -126,7 +126,7 @@ func (m *Machine) suspend(r *row, x *invocationpb.Effect_Suspended) error {
 	}
 	r.inv.Status = storepb.Invocation_SUSPENDED
 	r.inv.Awaiting = rest
-	m.touch(r)
+	m.rows.touch(r)
 	if r.inv.ProtocolVersion < 7 {
 		return nil
 	}
@@ -181,7 +181,7 @@ func (m *Machine) pauseNow(r *row, x *invocationpb.Effect_Paused) error {
 		return nil
 	}
 	r.inv.Status, r.inv.PauseRequested = storepb.Invocation_PAUSED, false
-	m.touch(r)
+	m.rows.touch(r)
 	x = &invocationpb.Effect_Paused{LastFailure: clipped(x.LastFailure)}
 	return m.event(r, &storepb.Event{Kind: &storepb.Event_Paused{Paused: x}})
 }
@@ -253,7 +253,7 @@ func (m *Machine) event(r *row, e *storepb.Event) error {
 	if !r.dirty {
 		// An event is not progress: the time of the last change stays.
 		at := r.inv.ModifiedAtMs
-		m.touch(r)
+		m.rows.touch(r)
 		r.inv.ModifiedAtMs = at
 	}
 	return m.write(m.key, e)

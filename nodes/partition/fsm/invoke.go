@@ -50,7 +50,7 @@ func (m *Machine) invoke(x *invocationpb.Invocation) error {
 		m.dropped++
 		return nil
 	}
-	r, err := m.row(id)
+	r, err := m.rows.of(id)
 	if err != nil {
 		return err
 	}
@@ -116,7 +116,7 @@ func (m *Machine) duplicate(r *row, x *invocationpb.Invocation) error {
 func (m *Machine) await(r *row, s *invocationpb.Sink) error {
 	added, err := m.addSink(&r.inv.Sinks, &r.inv.MoreSinks, keyspace.AppendSinkPrefix(nil, &r.id), s)
 	if added {
-		m.touch(r)
+		m.rows.touch(r)
 	}
 	return err
 }
@@ -139,7 +139,7 @@ func (m *Machine) admit(r *row, fresh *Fresh) error {
 	}
 	r.inv.Status = storepb.Invocation_INBOXED
 	r.inv.InboxedAtMs = m.now
-	m.touch(r)
+	m.rows.touch(r)
 	r.inv.InboxSequence, err = m.locks.enqueue(l, &storepb.Inboxed{InvocationId: r.id[:], CreatedAtMs: m.now})
 	return err
 }
@@ -155,7 +155,7 @@ func (m *Machine) start(r *row, fresh *Fresh) {
 	if inv.RunningAtMs == 0 {
 		inv.RunningAtMs = m.now
 	}
-	m.touch(r)
+	m.rows.touch(r)
 	a := m.out.add(ActInvoke)
 	a.ID, a.Incarnation, a.Fresh = r.id, inv.Incarnation, fresh
 	a.Service = inv.Target.GetService()

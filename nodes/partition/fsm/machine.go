@@ -33,7 +33,7 @@ type Machine struct {
 
 	// The parts. Rows that nearly every command changes are held in them and written once per batch, by Finish.
 	counters counters
-	rows     rowCache
+	rows     rows
 	dedup    dedup
 	locks    locks
 	outbox   outbox
@@ -45,13 +45,13 @@ type Machine struct {
 // New makes the machine of a partition from what the store has.
 func New(p cluster.PartitionID, keys cluster.KeyRange, r Reader) (*Machine, error) {
 	m := &Machine{partition: p, keys: keys}
+	m.rows = newRows(&m.step)
 	m.dedup.step = &m.step
 	m.locks = newLocks(&m.step, &m.counters)
 	m.outbox = outbox{&m.step, &m.counters}
 	m.promises = promises{&m.step}
 	m.states = states{&m.step}
 	m.timers = timers{&m.step}
-	m.rows.init()
 	if err := m.load(r); err != nil {
 		return nil, fmt.Errorf("load the state of partition %d: %w", p, err)
 	}
@@ -110,7 +110,7 @@ func (m *Machine) Apply(txn Txn, lsn cluster.LSN, createdAtMs uint64, cmd *recor
 func (m *Machine) Finish(txn Txn, lsn cluster.LSN) error {
 	m.txn = txn
 	defer func() { m.txn = nil }()
-	if err := m.flushRows(); err != nil {
+	if err := m.rows.flush(); err != nil {
 		return err
 	}
 	if err := m.locks.flush(); err != nil {

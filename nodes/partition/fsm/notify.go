@@ -137,7 +137,7 @@ func (m *Machine) running(rawID []byte) (*row, error) {
 	if !ok {
 		return nil, nil
 	}
-	r, err := m.row(id)
+	r, err := m.rows.of(id)
 	if err != nil {
 		return nil, err
 	}
@@ -181,7 +181,7 @@ func (m *Machine) timer(x *recordpb.Timer) error {
 	if !ok || err != nil {
 		return err
 	}
-	r, err := m.row(id)
+	r, err := m.rows.of(id)
 	if err != nil {
 		return err
 	}

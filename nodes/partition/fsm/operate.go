@@ -20,7 +20,7 @@ func (m *Machine) terminate(x *recordpb.Terminate, requestID []byte) error {
 	if !ok {
 		return nil
 	}
-	r, err := m.row(id)
+	r, err := m.rows.of(id)
 	if err != nil {
 		return err
 	}
@@ -77,7 +77,7 @@ func (m *Machine) purge(x *recordpb.Purge, requestID []byte) error {
 		return nil
 	}
 	m.out.add(ActPurged).ID = id
-	r, err := m.row(id)
+	r, err := m.rows.of(id)
 	if err != nil {
 		return err
 	}
@@ -123,7 +123,7 @@ func (m *Machine) pause(x *recordpb.Pause, requestID []byte) error {
 	if !ok {
 		return nil
 	}
-	r, err := m.row(id)
+	r, err := m.rows.of(id)
 	if err != nil {
 		return err
 	}
@@ -132,7 +132,7 @@ func (m *Machine) pause(x *recordpb.Pause, requestID []byte) error {
 		m.out.replyStatus(requestID, recordpb.Reply_NOT_FOUND)
 	case storepb.Invocation_INVOKED:
 		r.inv.PauseRequested = true
-		m.touch(r)
+		m.rows.touch(r)
 		m.out.add(ActPause).ID = id
 		m.out.replyStatus(requestID, recordpb.Reply_ACCEPTED)
 	case storepb.Invocation_SUSPENDED, storepb.Invocation_PAUSED:
@@ -149,7 +149,7 @@ func (m *Machine) resume(x *recordpb.Resume, requestID []byte) error {
 	if !ok {
 		return nil
 	}
-	r, err := m.row(id)
+	r, err := m.rows.of(id)
 	if err != nil {
 		return err
 	}
@@ -195,11 +195,11 @@ func (m *Machine) restartAsNew(x *recordpb.RestartAsNew, requestID []byte) error
 		m.out.replyStatus(requestID, recordpb.Reply_BAD_RANGE)
 		return nil
 	}
-	old, err := m.row(id)
+	old, err := m.rows.of(id)
 	if err != nil {
 		return err
 	}
-	r, err := m.row(newID)
+	r, err := m.rows.of(newID)
 	if err != nil {
 		return err
 	}

@@ -166,7 +166,7 @@ func (m *Machine) tell(sinks []*invocationpb.Sink, res *invocationpb.Result) err
 		if err != nil {
 			return fmt.Errorf("%w: who waits for a promise: %w", keyspace.ErrCorrupt, err)
 		}
-		r, err := m.row(id)
+		r, err := m.rows.of(id)
 		if err != nil {
 			return err
 		}

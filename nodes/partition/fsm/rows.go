@@ -29,26 +29,27 @@ func (r *row) inFlight() bool {
 	return false
 }
 
-// rowCache keeps decoded status rows of the batch, and between batches those of invocations that are in
-// flight, because they are likely to be needed again. It has no influence on what is written.
-type rowCache struct {
-	rows  map[ident.InvocationID]*row
+// rows holds the status rows of the batch, and between batches those of invocations that are in flight, because they are likely
+// to be needed again. A row that was touched is written once per batch, as it is then; what else is held has no influence on what is written.
+type rows struct {
+	*step
+	known map[ident.InvocationID]*row
 	dirty []*row
 }
 
 // cachedRows bounds the rows kept between batches.
 const cachedRows = 512
 
-func (c *rowCache) init() { c.rows = make(map[ident.InvocationID]*row) }
+func newRows(s *step) rows { return rows{step: s, known: make(map[ident.InvocationID]*row)} }
 
-// row reads the status row of an invocation.
-func (m *Machine) row(id ident.InvocationID) (*row, error) {
-	if r := m.rows.rows[id]; r != nil {
+// of reads the status row of an invocation.
+func (c *rows) of(id ident.InvocationID) (*row, error) {
+	if r := c.known[id]; r != nil {
 		return r, nil
 	}
-	m.key = keyspace.AppendInvocation(m.key[:0], &id)
+	c.key = keyspace.AppendInvocation(c.key[:0], &id)
 	inv := new(storepb.Invocation)
-	ok, err := m.readCommitted(m.key, inv)
+	ok, err := c.readCommitted(c.key, inv)
 	if err != nil {
 		return nil, err
 	}
@@ -56,43 +57,43 @@ func (m *Machine) row(id ident.InvocationID) (*row, error) {
 	if ok {
 		r.inv = inv
 	}
-	m.rows.rows[id] = r
+	c.known[id] = r
 	return r, nil
 }
 
 // touch notes that a row was changed and is to be written.
-func (m *Machine) touch(r *row) {
+func (c *rows) touch(r *row) {
 	if r.inv != nil {
-		r.inv.ModifiedAtMs = m.now
+		r.inv.ModifiedAtMs = c.now
 	}
 	if !r.dirty {
 		r.dirty = true
-		m.rows.dirty = append(m.rows.dirty, r)
+		c.dirty = append(c.dirty, r)
 	}
 }
 
-// flushRows writes the changed rows and forgets those that are not worth keeping.
-func (m *Machine) flushRows() error {
-	for i, r := range m.rows.dirty {
-		m.rows.dirty[i] = nil
+// flush writes the changed rows and forgets those that are not worth keeping.
+func (c *rows) flush() error {
+	for i, r := range c.dirty {
+		c.dirty[i] = nil
 		r.dirty, r.output = false, nil
-		m.key = keyspace.AppendInvocation(m.key[:0], &r.id)
+		c.key = keyspace.AppendInvocation(c.key[:0], &r.id)
 		var err error
 		if r.inv == nil {
-			err = m.txn.Delete(m.key)
+			err = c.txn.Delete(c.key)
 		} else {
-			err = m.write(m.key, r.inv)
+			err = c.write(c.key, r.inv)
 		}
 		if err != nil {
 			return err
 		}
 		if !r.inFlight() {
-			delete(m.rows.rows, r.id)
+			delete(c.known, r.id)
 		}
 	}
-	m.rows.dirty = m.rows.dirty[:0]
-	if len(m.rows.rows) > cachedRows {
-		clear(m.rows.rows)
+	c.dirty = c.dirty[:0]
+	if len(c.known) > cachedRows {
+		clear(c.known)
 	}
 	return nil
 }
@@ -108,6 +109,6 @@ func (m *Machine) setEntry(id *ident.InvocationID, index uint32, typ uint16, raw
 func (m *Machine) appendEntry(r *row, typ uint16, raw []byte) (uint32, error) {
 	index := r.inv.Entries
 	r.inv.Entries++
-	m.touch(r)
+	m.rows.touch(r)
 	return index, m.setEntry(&r.id, index, typ, raw)
 }

@@ -17,10 +17,15 @@ func newStep() (*step, *memTxn) {
 	return &step{txn: txn, lsn: 7, now: 1_000_000, out: new(Actions)}, txn
 }
 
-// countingTxn counts the tombstones.
+// countingTxn counts the writes.
 type countingTxn struct {
 	*memTxn
-	deletes, ranges int
+	sets, deletes, ranges int
+}
+
+func (t *countingTxn) Set(key, value []byte) error {
+	t.sets++
+	return t.memTxn.Set(key, value)
 }
 
 func (t *countingTxn) Delete(key []byte) error {
