@@ -19,18 +19,9 @@ func (m *Machine) end(r *row) error {
 	if r.inv.Output == 0 {
 		return m.complete(r, failure(500, "the handler ended without an output"))
 	}
-	raw := r.output
-	if raw == nil {
-		m.key = keyspace.AppendJournal(m.key[:0], &r.id, r.inv.Output-1)
-		v, ok, err := m.txn.Get(m.key)
-		if err != nil {
-			return err
-		}
-		e, err := keyspace.EntryOf(v)
-		if err != nil || !ok {
-			return fmt.Errorf("output of %s: %w", r.id, keyspace.ErrCorrupt)
-		}
-		raw = e.Raw
+	raw, err := m.journal.output(r)
+	if err != nil {
+		return err
 	}
 	var c protocolpb.OutputCommand
 	if err := c.UnmarshalVT(raw); err != nil { // it was decoded before it was stored
@@ -118,31 +109,7 @@ func (m *Machine) dropJournal(r *row, res *invocationpb.Result) error {
 			return err
 		}
 	}
-	return m.deleteJournal(r)
-}
-
-func (m *Machine) deleteJournal(r *row) error {
-	m.rows.touch(r)
-	inv := r.inv
-	n := inv.Entries
-	inv.Entries, inv.Commands, inv.Output, inv.Replayed = 0, 0, 0, 0
-	r.output = nil
-	if inv.Events > 0 {
-		if err := m.deletePrefix(keyspace.AppendEventPrefix(nil, &r.id)); err != nil {
-			return err
-		}
-		inv.Events = 0
-	}
-	if n >= rangeDeleteFrom {
-		return m.txn.DeleteRange(keyspace.AppendJournal(nil, &r.id, 0), keyspace.AppendJournal(nil, &r.id, n))
-	}
-	for i := range n {
-		m.key = keyspace.AppendJournal(m.key[:0], &r.id, i)
-		if err := m.txn.Delete(m.key); err != nil {
-			return err
-		}
-	}
-	return nil
+	return m.journal.drop(r)
 }
 
 // free removes all that is left of an invocation. What belongs to a workflow goes with its run.
@@ -154,7 +121,7 @@ func (m *Machine) free(r *row) error {
 			return err
 		}
 	}
-	if err := m.deleteJournal(r); err != nil {
+	if err := m.journal.drop(r); err != nil {
 		return err
 	}
 	r.inv = nil
@@ -280,7 +247,7 @@ func (m *Machine) remove(r *row, res *invocationpb.Result) error {
 	if err := m.dropAwaited(r); err != nil { // one that was restarted as new has copied completions
 		return err
 	}
-	if err := m.deleteJournal(r); err != nil {
+	if err := m.journal.drop(r); err != nil {
 		return err
 	}
 	r.inv = nil
@@ -360,16 +327,10 @@ func (m *Machine) killChildren(r *row) error {
 
 // callees are the invocations that the journal called, in its order.
 func (m *Machine) callees(r *row) (ids []ident.InvocationID, err error) {
-	prefix := keyspace.AppendJournalPrefix(nil, &r.id)
-	err = m.txn.Scan(prefix, keyspace.PrefixEnd(nil, prefix), func(_, value []byte) (bool, error) {
-		e, err := keyspace.EntryOf(value)
-		if err != nil {
-			return false, err
-		}
+	err = m.journal.each(r, func(e keyspace.Entry) {
 		if id, ok := calleeOf(&e); ok {
 			ids = append(ids, id)
 		}
-		return true, nil
 	})
 	return ids, err
 }

@@ -130,7 +130,7 @@ func (m *Machine) suspend(r *row, x *invocationpb.Effect_Suspended) error {
 	if r.inv.ProtocolVersion < 7 {
 		return nil
 	}
-	return m.event(r, &storepb.Event{Kind: &storepb.Event_Suspended{Suspended: x}})
+	return m.journal.note(r, &storepb.Event{Kind: &storepb.Event_Suspended{Suspended: x}})
 }
 
 type resolvedLeaf struct {
@@ -183,23 +183,20 @@ func (m *Machine) pauseNow(r *row, x *invocationpb.Effect_Paused) error {
 	r.inv.Status, r.inv.PauseRequested = storepb.Invocation_PAUSED, false
 	m.rows.touch(r)
 	x = &invocationpb.Effect_Paused{LastFailure: clipped(x.LastFailure)}
-	return m.event(r, &storepb.Event{Kind: &storepb.Event_Paused{Paused: x}})
+	return m.journal.note(r, &storepb.Event{Kind: &storepb.Event_Paused{Paused: x}})
 }
 
 // attemptFailed notes a transient error. One that repeats the last event is not noted again.
 func (m *Machine) attemptFailed(r *row, x *invocationpb.Effect_AttemptFailed) error {
 	x = clipped(x)
-	if r.inv.Events > 0 {
-		var last storepb.Event
-		m.key = keyspace.AppendEvent(m.key[:0], &r.id, r.inv.Events-1)
-		if _, err := read(m.txn, m.key, &last); err != nil {
-			return err
-		}
-		if old := last.GetTransientError(); old != nil && sameMessage(old, x) {
-			return nil
-		}
+	last, err := m.journal.lastNote(r)
+	if err != nil {
+		return err
 	}
-	return m.event(r, &storepb.Event{Kind: &storepb.Event_TransientError{TransientError: x}})
+	if old := last.GetTransientError(); old != nil && sameMessage(old, x) {
+		return nil
+	}
+	return m.journal.note(r, &storepb.Event{Kind: &storepb.Event_TransientError{TransientError: x}})
 }
 
 // maxEventText bounds a text of a journal event, in bytes: a service can fail for ever, with a new text each time.
@@ -236,36 +233,13 @@ func sameMessage(a, b marshaler) bool {
 	return errA == nil && errB == nil && bytes.Equal(x, y)
 }
 
-// maxEvents is how many journal events of an invocation are kept: it may be retried for ever.
-const maxEvents = 100
-
-// event appends a journal event and drops the oldest one if there are too many.
-func (m *Machine) event(r *row, e *storepb.Event) error {
-	if n := r.inv.Events; n >= maxEvents {
-		m.key = keyspace.AppendEvent(m.key[:0], &r.id, n-maxEvents)
-		if err := m.txn.Delete(m.key); err != nil {
-			return err
-		}
-	}
-	e.AfterEntry, e.AppendedAtMs = r.inv.Entries-1, m.now
-	m.key = keyspace.AppendEvent(m.key[:0], &r.id, r.inv.Events)
-	r.inv.Events++
-	if !r.dirty {
-		// An event is not progress: the time of the last change stays.
-		at := r.inv.ModifiedAtMs
-		m.rows.touch(r)
-		r.inv.ModifiedAtMs = at
-	}
-	return m.write(m.key, e)
-}
-
 // command stores a command and does what it asks for.
 func (m *Machine) command(r *row, c *invocationpb.Effect_Command) error {
 	typ := uint16(c.Type)
 	if err := protocol.CheckCommand(typ, c.Raw); err != nil || uint32(typ) != c.Type {
 		return m.reject(r, fmt.Sprintf("the journal was given a bad command: %v", err))
 	}
-	index, err := m.appendEntry(r, typ, c.Raw)
+	index, err := m.journal.append(r, typ, c.Raw)
 	if err != nil {
 		return err
 	}

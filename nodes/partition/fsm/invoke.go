@@ -75,7 +75,7 @@ func (m *Machine) invoke(x *invocationpb.Invocation) error {
 		r.inv.Sinks = []*invocationpb.Sink{x.Sink}
 	}
 	input := inputCommand(x)
-	if _, err := m.appendEntry(r, protocol.TypeInput, input); err != nil {
+	if _, err := m.journal.append(r, protocol.TypeInput, input); err != nil {
 		return err
 	}
 	r.inv.Commands = 1

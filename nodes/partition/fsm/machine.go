@@ -34,6 +34,7 @@ type Machine struct {
 	// The parts. Rows that nearly every command changes are held in them and written once per batch, by Finish.
 	counters counters
 	rows     rows
+	journal  journal
 	dedup    dedup
 	locks    locks
 	outbox   outbox
@@ -46,6 +47,7 @@ type Machine struct {
 func New(p cluster.PartitionID, keys cluster.KeyRange, r Reader) (*Machine, error) {
 	m := &Machine{partition: p, keys: keys}
 	m.rows = newRows(&m.step)
+	m.journal = journal{&m.step, &m.rows}
 	m.dedup.step = &m.step
 	m.locks = newLocks(&m.step, &m.counters)
 	m.outbox = outbox{&m.step, &m.counters}

@@ -81,7 +81,7 @@ func (m *Machine) notify(r *row, l leaf, typ uint16, failed bool, raw []byte) er
 	if mutant.Is(mutant.PausedIsDeaf) && r.status() == storepb.Invocation_PAUSED {
 		return nil
 	}
-	index, err := m.appendEntry(r, typ, raw)
+	index, err := m.journal.append(r, typ, raw)
 	if err != nil {
 		return err
 	}

@@ -276,13 +276,8 @@ func (m *Machine) prefix(r *row, from uint32) (entries []keyspace.Entry, ok bool
 	}
 	missing := map[uint32]bool{} // completions that the copied commands wait for; never ranged over
 	ended := false
-	prefix := keyspace.AppendJournalPrefix(nil, &r.id)
 	index := uint32(0)
-	err = m.txn.Scan(prefix, keyspace.PrefixEnd(nil, prefix), func(_, value []byte) (bool, error) {
-		e, err := keyspace.EntryOf(value)
-		if err != nil {
-			return false, err
-		}
+	err = m.journal.each(r, func(e keyspace.Entry) {
 		inside := index <= from
 		index++
 		take := inside
@@ -306,14 +301,13 @@ func (m *Machine) prefix(r *row, from uint32) (entries []keyspace.Entry, ok bool
 			e.Raw = append([]byte(nil), e.Raw...)
 			entries = append(entries, e)
 		}
-		return true, nil
 	})
 	return entries, err == nil && !ended && len(missing) == 0, err
 }
 
 // copyEntry appends an entry of another journal.
 func (m *Machine) copyEntry(r *row, e *keyspace.Entry) error {
-	index, err := m.appendEntry(r, e.Type, e.Raw)
+	index, err := m.journal.append(r, e.Type, e.Raw)
 	if err != nil {
 		return err
 	}

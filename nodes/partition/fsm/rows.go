@@ -97,18 +97,3 @@ func (c *rows) flush() error {
 	}
 	return nil
 }
-
-// setEntry writes a journal entry.
-func (m *Machine) setEntry(id *ident.InvocationID, index uint32, typ uint16, raw []byte) error {
-	m.key = keyspace.AppendJournal(m.key[:0], id, index)
-	m.val = keyspace.AppendEntry(m.val[:0], &keyspace.Entry{Type: typ, AppendedAtMs: m.now, Raw: raw})
-	return m.txn.Set(m.key, m.val)
-}
-
-// appendEntry appends to the journal of an invocation and returns the index of the entry.
-func (m *Machine) appendEntry(r *row, typ uint16, raw []byte) (uint32, error) {
-	index := r.inv.Entries
-	r.inv.Entries++
-	m.rows.touch(r)
-	return index, m.setEntry(&r.id, index, typ, raw)
-}
