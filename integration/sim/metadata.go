@@ -37,26 +37,27 @@ func (m *metadataStore) at(key string) *register {
 // ask carries a request to the metadata and its answer back. do runs at the moment of linearization; lost
 // says that the request, or its answer, did not arrive.
 func (m *metadataStore) ask(n *node, do func(), done func(lost error)) {
-	e := m.w.engine
+	e, life := m.w.engine, n.life
 	there := e.between(network, 200*time.Microsecond, 2*time.Millisecond)
 	back := e.between(network, 200*time.Microsecond, 2*time.Millisecond)
 	if !m.w.quiet && m.w.cfg.has(Delay) && e.chance(network, 0.05) {
 		there += e.between(network, 0, time.Second)
 	}
+	answer := func(d time.Duration, f func()) { e.schedule(d, n, life, function(f)) }
 	answerLost := !m.w.quiet && m.w.cfg.has(MetadataDown) && e.chance(network, 0.03)
 	e.after(there, func() {
 		if m.down || n.cutFromMetadata {
-			n.after(e.between(network, 0, time.Second), func() { done(errMetadataDown) })
+			answer(e.between(network, 0, time.Second), func() { done(errMetadataDown) })
 			return
 		}
 		do()
 		if answerLost || m.down {
-			n.after(e.between(network, 100*time.Millisecond, 3*time.Second), func() { done(errMetadataUnknown) })
+			answer(e.between(network, 100*time.Millisecond, 3*time.Second), func() { done(errMetadataUnknown) })
 			return
 		}
-		n.after(back, func() {
+		answer(back, func() {
 			if n.cutFromMetadata {
-				n.after(time.Second, func() { done(errMetadataUnknown) })
+				answer(time.Second, func() { done(errMetadataUnknown) })
 				return
 			}
 			done(nil)

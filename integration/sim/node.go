@@ -262,9 +262,10 @@ func (n *node) carryOut() {
 	n.out.Reset()
 }
 
-// call is a request of a life of a process.
+// call is a request of a life of a process, which alone can hear of the answer.
 type call struct {
 	n, to    *node
+	life     int
 	from     cluster.GenNodeID
 	msg      transport.Message
 	done     transport.ReplyFunc
@@ -274,7 +275,7 @@ type call struct {
 // Call sends a request: node implements transport.Caller.
 func (n *node) Call(to cluster.NodeID, m transport.Message, done transport.ReplyFunc) {
 	w, t := n.w, n.w.nodes[to-1]
-	c := &call{n: n, to: t, from: n.self(), msg: m, done: done}
+	c := &call{n: n, life: n.life, to: t, from: n.self(), msg: m, done: done}
 	if t == n {
 		// A local destination does not go over the network.
 		n.schedule(5*time.Microsecond, (*localCall)(c))
@@ -314,7 +315,7 @@ func (v *visit) run() { v.to.handle(v.from, v.msg, v) }
 func (v *visit) reply(r transport.Message, err error) {
 	w := v.n.w
 	if v.to.life == v.life && !w.lost(v.to.id, v.n.id) {
-		v.n.schedule(w.delay(v.to.id, v.n.id), &landing{ending{v.call, r, err}})
+		w.schedule(w.delay(v.to.id, v.n.id), v.n, v.call.life, &landing{ending{v.call, r, err}})
 	}
 }
 
@@ -343,7 +344,7 @@ type localCall call
 func (c *localCall) run() { c.n.handle(c.from, c.msg, c) }
 
 func (c *localCall) reply(r transport.Message, err error) {
-	c.n.schedule(0, &ending{(*call)(c), r, err})
+	c.n.w.schedule(0, c.n, c.life, &ending{(*call)(c), r, err})
 }
 
 // delay is how long a message takes.

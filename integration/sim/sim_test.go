@@ -11,8 +11,11 @@ import (
 
 	"go.uber.org/goleak"
 
+	"perdure/control/cluster"
 	"perdure/control/ident"
 	"perdure/control/mutant"
+	"perdure/nodes/logserver"
+	"perdure/nodes/transport"
 )
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
@@ -142,6 +145,45 @@ func TestEventsRunInOrder(t *testing.T) {
 	}
 	if len(e.free) != len(e.slots) {
 		t.Errorf("seed %d: %d of %d slots are free in the end", seed, len(e.free), len(e.slots))
+	}
+}
+
+// An answer reaches only the life of a process that asked, whenever that ends.
+func TestAnswersAreForTheLifeThatAsked(t *testing.T) {
+	for name, ask := range map[string]func(w *world, asker *node, answered func()){
+		"another node": func(w *world, asker *node, answered func()) {
+			asker.Call(2, &logserver.InfoRequest{}, func(transport.Message, error) { answered() })
+		},
+		"itself": func(w *world, asker *node, answered func()) {
+			asker.Call(1, &logserver.InfoRequest{}, func(transport.Message, error) { answered() })
+		},
+		"the metadata": func(w *world, asker *node, answered func()) {
+			w.meta.get(asker, "key", func([]byte, uint64, error) { answered() })
+		},
+	} {
+		for steps := range 4 {
+			w := newWorld(WorldOf("log", 1, 0))
+			w.quiet = true
+			for _, n := range w.nodes[:2] {
+				n.up, n.loglets = true, map[cluster.LogletID]*logserver.Loglet{}
+			}
+			asker, answered, over := w.nodes[0], false, false
+			ask(w, asker, func() {
+				if answered = true; over {
+					t.Errorf("%s: after %d events the process began its next life, which got the answer", name, steps)
+				}
+			})
+			for range steps {
+				w.step(time.Hour)
+			}
+			over = true
+			asker.life++
+			for w.step(time.Hour) {
+			}
+			if steps == 3 && !answered {
+				t.Errorf("%s: no answer", name)
+			}
+		}
 	}
 }
 
