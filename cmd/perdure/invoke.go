@@ -200,7 +200,7 @@ func (a *app) operationCommand(op operation) *cobra.Command {
 	case "purge":
 		f.BoolVar(&o.journalOnly, "journal", false, "forget only their journals, and keep their results")
 	case "restart-as-new":
-		f.Uint32Var(&o.from, "from", 0, "keep the journal up to and with this `entry` (invocations get shows them), and go on behind it")
+		f.Uint32Var(&o.from, "from", 0, "keep the journal up to and including this `entry` (invocations get shows them), and go on behind it")
 		fallthrough
 	case "resume":
 		f.StringVar(&o.deployment, "deployment", "", "go on at this deployment: keep, latest or an `id`")
@@ -249,12 +249,17 @@ func (c *client) operate(ctx context.Context, op operation, o operationOptions, 
 		if err := json.Unmarshal(ans.body, &r); err != nil {
 			return fmt.Errorf("read the id of the new invocation: %w", err)
 		}
+		if r.ID == "" {
+			return fmt.Errorf("what answers at %s does not tell the id of the new invocation: is it Perdure?", c.admin)
+		}
 		if c.json {
 			return printJSON(c.app.out, map[string]string{"id": id, "result": strings.ToLower(done), "new_invocation_id": r.ID})
 		}
 		return c.done(done, id+" as "+r.ID)
 	case ans.status == http.StatusAccepted:
 		done = "Accepted: " + op.name
+	case o.journalOnly:
+		done = "Purged the journal of"
 	case op.name == "pause" && c.isSuspended(ctx, id):
 		done = "Nothing to pause, it is suspended:"
 	}

@@ -291,6 +291,9 @@ func TestOperations(t *testing.T) {
 		if r := last(); code != 0 || r.uri != want {
 			t.Errorf("%s: exit %d, said %s, asked %+v", args, code, errs, r)
 		}
+		if strings.Contains(args, "--journal") && out != "Purged the journal of inv_1\n" {
+			t.Errorf("%s: said %q", args, out)
+		}
 		if strings.Contains(args, "--json") && !strings.Contains(out, `"new_invocation_id": "inv_9"`) {
 			t.Errorf("%s: said %s", args, out)
 		}
@@ -298,6 +301,10 @@ func TestOperations(t *testing.T) {
 	env, _ = fakeServer(t, 200, nil, `{"status":"suspended"}`)
 	if _, out, _ := exec(t, env, "", "inv", "pause", "inv_1"); out != "Nothing to pause, it is suspended: inv_1\n" {
 		t.Errorf("said %q", out)
+	}
+	env, _ = fakeServer(t, 200, nil, "{}")
+	if code, out, errs := exec(t, env, "", "inv", "restart-as-new", "inv_1"); code != 1 || out != "" || !strings.Contains(errs, "does not tell the id") {
+		t.Errorf("exit %d, said %q and %q", code, out, errs)
 	}
 	env, _ = fakeServer(t, 202, nil, "")
 	if _, out, _ := exec(t, env, "", "inv", "cancel", "inv_1"); out != "Accepted: cancel inv_1\n" {
