@@ -183,7 +183,7 @@ func answerTo(t testing.TB, conn net.Conn, request string) *http.Response {
 	return r
 }
 
-// exchange sends a request line by line over a connection of its own, with the body as one chunk if a header says so.
+// exchange sends a request line by line over a connection of its own, with the body as two chunks if a header says so.
 func exchange(t testing.TB, addr, method, uri, body string, headers ...string) *http.Response {
 	t.Helper()
 	c, err := net.Dial("tcp", addr)
@@ -194,7 +194,13 @@ func exchange(t testing.TB, addr, method, uri, body string, headers ...string) *
 	var b strings.Builder
 	fmt.Fprintf(&b, "%s %s HTTP/1.1\r\nHost: h\r\nConnection: close\r\n", method, uri)
 	if slices.Contains(headers, chunked) {
-		body = fmt.Sprintf("%x\r\n%s\r\n0\r\n\r\n", len(body), body)
+		chunks := ""
+		for _, piece := range []string{body[:len(body)/2], body[len(body)/2:]} {
+			if piece != "" { // an empty chunk is the end
+				chunks += fmt.Sprintf("%x\r\n%s\r\n", len(piece), piece)
+			}
+		}
+		body = chunks + "0\r\n\r\n"
 	} else if body != "" {
 		fmt.Fprintf(&b, "Content-Length: %d\r\n", len(body))
 	}
