@@ -15,6 +15,7 @@ type metrics struct {
 	records prometheus.Counter
 	size    prometheus.Summary
 	full    prometheus.Gauge
+	stalls  prometheus.Counter
 }
 
 func newMetrics(r prometheus.Registerer) (*metrics, error) {
@@ -44,10 +45,13 @@ func newMetrics(r prometheus.Registerer) (*metrics, error) {
 	m.full = prometheus.NewGauge(prometheus.GaugeOpts{
 		Name: "perdure_logstore_disk_full", Help: "1 while records are refused because the disk is nearly full.",
 	})
+	m.stalls = prometheus.NewCounter(prometheus.CounterOpts{
+		Name: "perdure_logstore_stalls_total", Help: "Times that a write began to wait because tables are written too slowly.",
+	})
 	if r == nil {
 		return m, nil
 	}
-	for _, c := range []prometheus.Collector{m.commit, m.writes, m.batches, m.bytes, m.records, m.size, m.full} {
+	for _, c := range []prometheus.Collector{m.commit, m.writes, m.batches, m.bytes, m.records, m.size, m.full, m.stalls} {
 		if err := r.Register(c); err != nil {
 			return nil, err
 		}

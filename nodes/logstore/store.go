@@ -252,6 +252,8 @@ func (s *Store) pebbleOptions() *pebble.Options {
 				s.cfg.Logger.Error("log database found a corrupt file", "path", i.Path, "err", i.Details)
 			},
 			BackgroundError: s.backgroundFailed,
+			// Called with the database locked: it must not do more.
+			WriteStallBegin: func(pebble.WriteStallBeginInfo) { s.metrics.stalls.Inc() },
 		},
 	}
 	return o

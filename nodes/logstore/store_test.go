@@ -21,6 +21,7 @@ import (
 	"github.com/cockroachdb/pebble/v2"
 	"github.com/cockroachdb/pebble/v2/vfs"
 	"github.com/cockroachdb/pebble/v2/vfs/errorfs"
+	dto "github.com/prometheus/client_model/go"
 	"go.uber.org/goleak"
 
 	"perdure/control/cluster"
@@ -66,6 +67,13 @@ func (o *owner) WriteDone(_ *logserver.Write, err error) {
 	case o.wake <- struct{}{}:
 	default:
 	}
+}
+
+// count is how many writes have ended.
+func (o *owner) count() int {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	return len(o.ends)
 }
 
 // wait waits for n ends in all and returns them.
@@ -832,11 +840,22 @@ func TestFullDiskFreesWhoWaitsForRoom(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	for stacks := make([]byte, 1<<20); !bytes.Contains(stacks[:runtime.Stack(stacks, true)], []byte(").maybeInduceWriteStall(")); {
-		if write(); writes == 10_000 {
+	stalled := func() bool {
+		var m dto.Metric
+		if err := s.metrics.stalls.Write(&m); err != nil {
+			t.Fatal(err)
+		}
+		return m.GetCounter().GetValue() > 0
+	}
+	for !stalled() {
+		if write(); writes > 200 {
 			t.Fatal("the database never waits for room")
 		}
-		<-time.After(time.Millisecond)
+		for deadline := time.Now().Add(time.Minute); !stalled() && o.count() < writes; <-time.After(time.Millisecond) {
+			if time.Now().After(deadline) {
+				t.Fatalf("write %d neither ends nor waits for room", writes)
+			}
+		}
 	}
 	for range 10 { // behind the one that waits
 		write()
