@@ -423,14 +423,17 @@ func TestTimers(t *testing.T) {
 	defer w.stop()
 	ctx := within(t)
 	var asleep [most + 1]sync.WaitGroup
+	sleep := func(hours int) {
+		asleep[hours].Go(func() {
+			req, key := call(string(rune(hours)), true)
+			if r, err := w.do(ctx, key, req); err != nil || string(r.Result.GetSuccess()) != "woke" {
+				t.Errorf("sleeper of %d hours: %v, %v", hours, r, err)
+			}
+		})
+	}
 	for range each {
 		for hours := 1; hours <= most; hours++ {
-			asleep[hours].Go(func() {
-				req, key := call(string(rune(hours)), true)
-				if r, err := w.do(ctx, key, req); err != nil || string(r.Result.GetSuccess()) != "woke" {
-					t.Errorf("sleeper: %v, %v", r, err)
-				}
-			})
+			sleep(hours)
 		}
 	}
 	for w.suspended(ctx) < each*most {
@@ -438,6 +441,10 @@ func TestTimers(t *testing.T) {
 	}
 	for hours := 1; hours <= most; hours++ {
 		passed.Store(int64(hours))
+		for range each / 4 { // set while others fire: among those in memory and beyond them
+			sleep(hours)
+			sleep(min(hours+1, most))
+		}
 		asleep[hours].Wait()
 	}
 }
