@@ -5,11 +5,9 @@ import (
 	"context"
 	"crypto/tls"
 	"crypto/x509"
-	"errors"
 	"fmt"
 	"io"
 	"math/rand/v2"
-	"net"
 	"net/http"
 	"net/http/httptest"
 	"sync"
@@ -109,49 +107,16 @@ var (
 	http1Abilities = transporttest.Abilities{Streaming: true, Duplex: true, Version: transport.HTTP11, MaxBody: 5 << 20, Parallel: 30}
 )
 
-// memory is a listener whose connections are pipes. With it a real server and a client run in a bubble: only waiting takes time
-// there, so that the limits of either are not used up by others that are busy.
-type memory struct {
-	conns chan net.Conn
-	gone  chan struct{}
-	once  sync.Once
-}
-
-func newMemory() *memory { return &memory{conns: make(chan net.Conn), gone: make(chan struct{})} }
-
-func (m *memory) Accept() (net.Conn, error) {
-	select {
-	case c := <-m.conns:
-		return c, nil
-	case <-m.gone:
-		return nil, net.ErrClosed
-	}
-}
-
-func (m *memory) Close() error   { m.once.Do(func() { close(m.gone) }); return nil }
-func (m *memory) Addr() net.Addr { return &net.UnixAddr{Name: "memory"} }
-
-func (m *memory) dial(ctx context.Context, _, _ string) (net.Conn, error) {
-	ours, theirs := net.Pipe()
-	select {
-	case m.conns <- theirs:
-		return ours, nil
-	case <-m.gone:
-	case <-ctx.Done():
-	}
-	return nil, errors.Join(net.ErrClosed, ours.Close(), theirs.Close())
-}
-
 // inMemory starts a server on pipes, and a client that reaches it.
 func inMemory(t *testing.T, h http.Handler, start func(*httptest.Server), change func(*Config)) *Client {
 	srv := httptest.NewUnstartedServer(h)
 	_ = srv.Listener.Close() // nothing was done with it
-	m := newMemory()
-	srv.Listener = m
+	pipes := transporttest.NewPipes()
+	srv.Listener = pipes
 	start(srv)
 	t.Cleanup(srv.Close)
 	return newClient(t, func(c *Config) {
-		c.Dial = m.dial
+		c.Dial = pipes.Dial
 		if cert := srv.Certificate(); cert != nil {
 			c.TLS = &tls.Config{RootCAs: x509.NewCertPool()}
 			c.TLS.RootCAs.AddCert(cert)
@@ -185,6 +150,23 @@ func TestConformance(t *testing.T) {
 		t.Run(tt.name, func(t *testing.T) {
 			transporttest.Run(t, tt.can, func(t *testing.T, h http.Handler) (transport.Transport, transport.Endpoint) {
 				return inMemory(t, h, tt.start, nil), parse(t, tt.url, tt.http11)
+			})
+		})
+	}
+}
+
+// Sockets hold bytes in buffers, split writes and reset connections, which pipes do not.
+func TestConformanceOverTCP(t *testing.T) {
+	for _, tt := range []struct {
+		name   string
+		can    transporttest.Abilities
+		http11 bool
+	}{{"h2c", http2Abilities, false}, {"HTTP 1.1", http1Abilities, true}} {
+		t.Run(tt.name, func(t *testing.T) {
+			transporttest.RunOutside(t, tt.can, func(t *testing.T, h http.Handler) (transport.Transport, transport.Endpoint) {
+				return newClient(t, func(c *Config) {
+					c.ConnectTimeout, c.KeepAliveInterval, c.KeepAliveTimeout, c.StreamTimeout = time.Hour, time.Hour, time.Hour, time.Hour
+				}), parse(t, serveClear(t, h), tt.http11)
 			})
 		})
 	}

@@ -52,6 +52,20 @@ func newFakeAPI(t *testing.T, invoke http.HandlerFunc) *fakeAPI {
 	return f
 }
 
+// inMemory starts a fake API on pipes, for a test in a bubble, and returns a client that reaches it.
+func inMemory(t *testing.T, invoke http.HandlerFunc) *Client {
+	f := &fakeAPI{t: t, url: "http://lambda", invoke: invoke}
+	srv := httptest.NewUnstartedServer(http.HandlerFunc(f.serve))
+	_ = srv.Listener.Close() // nothing was done with it
+	pipes := transporttest.NewPipes()
+	srv.Listener = pipes
+	srv.Start()
+	t.Cleanup(srv.Close)
+	c := newClient(t, f.config())
+	c.clients.own.Transport.(*http.Transport).DialContext = pipes.Dial
+	return c
+}
+
 func (f *fakeAPI) serve(w http.ResponseWriter, r *http.Request) {
 	body, err := io.ReadAll(r.Body)
 	if err != nil {
@@ -159,7 +173,6 @@ func handlerFunction(t *testing.T, h http.Handler) http.HandlerFunc {
 func TestConformance(t *testing.T) {
 	can := transporttest.Abilities{MaxBody: 1 << 20, Parallel: 50}
 	transporttest.Run(t, can, func(t *testing.T, h http.Handler) (transport.Transport, transport.Endpoint) {
-		f := newFakeAPI(t, handlerFunction(t, h))
-		return newClient(t, f.config()), transport.LambdaFunction(testARN, "", false)
+		return inMemory(t, handlerFunction(t, h)), transport.LambdaFunction(testARN, "", false)
 	})
 }

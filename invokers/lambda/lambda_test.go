@@ -12,7 +12,6 @@ import (
 	"net"
 	"net/http"
 	"net/http/httptest"
-	"runtime"
 	"strings"
 	"testing"
 	"testing/synctest"
@@ -495,10 +494,10 @@ func TestCloseEndsCalls(t *testing.T) {
 
 // While the API refuses calls, attempts end at once instead of waiting, and when it no longer does, calls pass again.
 func TestThrottledFunction(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) { // no time passes in it, because the API is outside
+	synctest.Test(t, func(t *testing.T) { // no time passes in it, because somebody can always go on
 		throttle := make(chan bool, 1)
 		throttle <- true
-		f := newFakeAPI(t, func(w http.ResponseWriter, _ *http.Request) {
+		c := inMemory(t, func(w http.ResponseWriter, _ *http.Request) {
 			on := <-throttle
 			throttle <- on
 			if on {
@@ -507,7 +506,6 @@ func TestThrottledFunction(t *testing.T) {
 			}
 			_, _ = io.WriteString(w, `{"statusCode":200}`)
 		})
-		c := newClient(t, f.config())
 		ep := transport.LambdaFunction(testARN, "", false)
 		_, err := call1(t, c, ep, nil).Response()
 		wantKind(t, err, transport.Throttled, "Rate Exceeded")
@@ -525,12 +523,9 @@ func TestThrottledFunction(t *testing.T) {
 			}
 			waiting <- err
 		}()
-		l := c.functions[testARN].limiter
-		for n := 0; n == 0; {
-			l.mu.Lock()
-			n = len(l.waiters)
-			l.mu.Unlock()
-			runtime.Gosched()
+		synctest.Wait()
+		if n := len(c.functions[testARN].limiter.waiters); n != 1 {
+			t.Fatalf("%d wait for a permit", n)
 		}
 		_, err = c.Open(t.Context(), ep, invocation)
 		wantKind(t, err, transport.Throttled, "as many calls")

@@ -20,8 +20,11 @@ import (
 	"perdure/invokers/transport"
 )
 
-// patience is how long a test may take before it counts as hung. It is time of the test's bubble: being slow takes none.
-const patience = 30 * time.Second
+// patience is how long a test may take before it counts as hung. In a bubble being slow takes no time, elsewhere it does.
+const (
+	patience        = 30 * time.Second
+	patienceOutside = 5 * time.Minute
+)
 
 // Abilities says what the protocol of a transport can do; the suite asks only for that.
 type Abilities struct {
@@ -41,9 +44,29 @@ type Abilities struct {
 // Serve starts a service with the handler and a transport that reaches it, and registers their clean-up.
 type Serve func(t *testing.T, h http.Handler) (transport.Transport, transport.Endpoint)
 
-// Run runs the suite, each test in a bubble of synctest. A service that streams has to be reached without sockets: time
-// passes in a bubble only when nobody waits for anything outside.
+// Run runs the suite, each test in a bubble of synctest. The service has to be reached without sockets, as by Pipes: time
+// passes in a bubble only when nobody waits for anything outside, and without time nothing that hangs would be found.
 func Run(t *testing.T, can Abilities, serve Serve) {
+	run(t, can, func(t *testing.T, test func(*suite)) {
+		synctest.Test(t, func(t *testing.T) { within(t, patience, can, serve, test) })
+	})
+}
+
+// RunOutside runs the suite without bubbles, for a service that is reached over sockets. The time limits of both sides
+// should be long: being slow takes time here.
+func RunOutside(t *testing.T, can Abilities, serve Serve) {
+	run(t, can, func(t *testing.T, test func(*suite)) { within(t, patienceOutside, can, serve, test) })
+}
+
+// within runs a test and counts it as hung after limit.
+func within(t *testing.T, limit time.Duration, can Abilities, serve Serve, test func(*suite)) {
+	ctx, cancel := context.WithTimeout(t.Context(), limit)
+	defer cancel()
+	test(&suite{t: t, ctx: ctx, can: can, serve: serve})
+}
+
+// run calls each for the tests that can passes.
+func run(t *testing.T, can Abilities, each func(*testing.T, func(*suite))) {
 	tests := []struct {
 		name string
 		run  bool
@@ -74,13 +97,7 @@ func Run(t *testing.T, can Abilities, serve Serve) {
 	}
 	for _, tt := range tests {
 		if tt.run {
-			t.Run(tt.name, func(t *testing.T) {
-				synctest.Test(t, func(t *testing.T) {
-					ctx, cancel := context.WithTimeout(t.Context(), patience)
-					defer cancel()
-					tt.test(&suite{t: t, ctx: ctx, can: can, serve: serve})
-				})
-			})
+			t.Run(tt.name, func(t *testing.T) { each(t, tt.test) })
 		}
 	}
 }
@@ -585,7 +602,7 @@ func (s *suite) blockedWriter() {
 	select {
 	case err := <-failed:
 		s.t.Fatalf("write failed before the cancel: %v", err)
-	case <-time.After(time.Second): // passes when nobody can go on: the window is full
+	case <-time.After(time.Second): // passes in a bubble when nobody can go on: the window is full
 	}
 	st.Cancel()
 	s.wantKind(wait(s, failed, "end of the write"), transport.Canceled)
