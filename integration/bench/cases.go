@@ -19,6 +19,9 @@ type acase struct {
 	run   func(b *bench, d *harness.Def) (Metrics, error)
 }
 
+// opsLimit ends a load of Options.Ops operations at a server that hangs.
+const opsLimit = 2 * time.Minute
+
 // loadCase runs a workload in a closed loop (rate 0) or an open one.
 func loadCase(name, workload string, nodes, conns int, open bool, h2c bool, p load.Params) acase {
 	w := load.All[workload]
@@ -43,11 +46,14 @@ func loadCase(name, workload string, nodes, conns int, open bool, h2c bool, p lo
 			cfg.Rate = b.Rate
 		}
 		if b.Ops > 0 {
-			cfg.MaxOps, cfg.Warmup, cfg.Duration = b.Ops, 0, time.Hour
+			cfg.MaxOps, cfg.Warmup, cfg.Duration = b.Ops, 0, opsLimit
 		}
 		m := r.meter()
 		t0 := time.Now()
 		res := load.Run(cfg)
+		if n := res.Issued + res.Backlog; n < b.Ops {
+			return nil, fmt.Errorf("only %d of %d operations in %v, %d errors %v: %s", n, b.Ops, cfg.Duration, res.Errors, res.ErrKinds, res.FirstErr)
+		}
 		out := Metrics{}
 		var verr error
 		if strings.HasSuffix(workload, "send") {

@@ -40,8 +40,8 @@ type Options struct {
 	// Duration is the measured window of a load (default 10 s), Warmup the time before it (default 3 s), Settle the pause
 	// after a start (default 1 s), StartTimeout how long a server may take to become healthy (default 1 min).
 	Duration, Warmup, Settle, StartTimeout time.Duration
-	// Ops ends a load after so many operations instead of after Duration, without Warmup: it comes to the same on every machine.
-	// 0 leaves it to Duration.
+	// Ops ends a load after so many operations instead of after Duration, without Warmup, so that slow and fast machines do the
+	// same work. A load that has not begun them all after 2 minutes fails. 0 leaves it to Duration.
 	Ops uint64
 	// Rate is that of the open-loop workloads, CrashRate that of the crash workload, per second (default 200, 90).
 	Rate, CrashRate float64

@@ -122,6 +122,9 @@ func TestRightServerPasses(t *testing.T) {
 			if err != nil || r.Errors != 0 || r.AllOps != 400 || r.Latency.N() != 400 {
 				t.Errorf("%s h2c=%v: %v, %d errors (%s), %d ops, %d latencies", w, h2c, err, r.Errors, r.FirstErr, r.AllOps, r.Latency.N())
 			}
+			if r.Gap > r.Elapsed {
+				t.Errorf("%s h2c=%v: no success for %v in a load of %v", w, h2c, r.Gap, r.Elapsed)
+			}
 		}
 	}
 }

@@ -241,7 +241,7 @@ func Run(cfg Config) *Result {
 	r.Backlog = missed.Load()
 	r.Throughput = float64(r.Ops) / r.Elapsed.Seconds()
 	run := 0
-	for i := 0; i < int(cfg.Duration/(10*time.Millisecond)); i++ {
+	for i := range int(r.Elapsed / (10 * time.Millisecond)) {
 		if slots[i].Load() == 0 {
 			run++
 			if g := time.Duration(run) * 10 * time.Millisecond; g > r.Gap {
