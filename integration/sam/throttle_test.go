@@ -2,6 +2,8 @@ package sam
 
 import (
 	"fmt"
+	"net/http"
+	"net/http/httptest"
 	"slices"
 	"strconv"
 	"strings"
@@ -62,16 +64,7 @@ func TestThrottling(t *testing.T) {
 		during = append(during, latencies(t, s, 1)...)
 		passed = max(passed, ran()-done)
 	}
-	var wg sync.WaitGroup
-	for i, id := range ids {
-		wg.Go(func() {
-			status, b, err := request(t.Context(), "GET", s.Ingress()+"/restate/invocation/"+id+"/attach", nil)
-			if err != nil || status != 200 || strings.TrimSpace(string(b)) != strconv.Itoa(i) {
-				t.Errorf("invocation %d: %d %s %v", i, status, b, err)
-			}
-		})
-	}
-	wg.Wait()
+	attach(t, s, ids)
 	took := time.Since(began)
 
 	st := emulator.Stats(prefix + "own-narrow")
@@ -95,22 +88,53 @@ func TestConcurrencyOption(t *testing.T) {
 	t.Parallel()
 	onlyHere(t, "the reference server has no such option")
 	s := harness.Start(t, serverKind, nil)
-	arn := deploy(t, lambdaemu.Function{Concurrency: 10}, "own-capped", faulty(t))
+	// None is over before all are there and two run, however slow the machine is.
+	running, open := make(chan struct{}, 2), make(chan struct{})
+	gate := httptest.NewServer(http.HandlerFunc(func(http.ResponseWriter, *http.Request) {
+		select {
+		case running <- struct{}{}:
+		default: // enough is known
+		}
+		<-open
+	}))
+	defer gate.Close()
+	pass := sync.OnceFunc(func() { close(open) })
+	defer pass()
+	arn := deploy(t, lambdaemu.Function{Concurrency: 10, Timeout: 2 * patience, Env: []string{"FAULTY_GATE=" + gate.URL}}, "own-capped", faulty(t))
 	if _, failed, code := cli(t, s, "deployments", "register", "--lambda", arn, "--concurrency", "2"); code != 0 {
 		t.Fatal(failed)
 	}
-	var wg sync.WaitGroup
+	var ids []string
 	for i := range 20 {
+		ids = append(ids, send(t, s, "/Faulty/Work", i))
+	}
+	for range 2 {
+		select {
+		case <-running:
+		case <-time.After(patience):
+			t.Fatal("no two invocations run at once")
+		}
+	}
+	pass()
+	attach(t, s, ids)
+	if st := emulator.Stats(prefix + "own-capped"); st.Peak != 2 || st.Throttles != 0 || len(invokes("own-capped")) != 20 {
+		t.Errorf("%d calls, %+v", len(invokes("own-capped")), st)
+	}
+}
+
+// attach waits for the ends of invocations of Work, the first of which got 0, the next 1 and so on.
+func attach(t *testing.T, s *harness.Server, ids []string) {
+	t.Helper()
+	var wg sync.WaitGroup
+	for i, id := range ids {
 		wg.Go(func() {
-			if got := call[int](t, s, "/Faulty/Work", i); got != i {
-				t.Errorf("got %d, want %d", got, i)
+			status, b, err := request(t.Context(), "GET", s.Ingress()+"/restate/invocation/"+id+"/attach", nil)
+			if err != nil || status != 200 || strings.TrimSpace(string(b)) != strconv.Itoa(i) {
+				t.Errorf("invocation %d: %d %s %v", i, status, b, err)
 			}
 		})
 	}
 	wg.Wait()
-	if st := emulator.Stats(prefix + "own-capped"); st.Peak != 2 || st.Throttles != 0 || len(invokes("own-capped")) != 20 {
-		t.Errorf("%d calls, %+v", len(invokes("own-capped")), st)
-	}
 }
 
 func latencies(t *testing.T, s *harness.Server, n int) []time.Duration {

@@ -8,6 +8,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"net/http"
 	"os"
 	"strings"
 	"time"
@@ -23,8 +24,16 @@ type Faulty struct{}
 // Echo answers with its input, unless the function goes wrong around it.
 func (Faulty) Echo(_ restate.Context, in string) (string, error) { return in, nil }
 
-// Work takes a while, as a function that computes does, and its answer says that it did.
+// Work takes a while, as a function that computes does, and its answer says that it did. Where FAULTY_GATE is a URL, it lasts
+// until that answers.
 func (Faulty) Work(_ restate.Context, n int) (int, error) {
+	if gate := os.Getenv("FAULTY_GATE"); gate != "" {
+		resp, err := http.Get(gate)
+		if err != nil {
+			return 0, err
+		}
+		return n, resp.Body.Close()
+	}
 	<-time.After(30 * time.Millisecond)
 	return n, nil
 }
