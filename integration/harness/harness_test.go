@@ -2,9 +2,11 @@ package harness
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"net"
 	"net/http"
+	"net/http/httptest"
 	"os"
 	"os/signal"
 	"path/filepath"
@@ -193,5 +195,26 @@ func TestEnvironLeavesSettingsOut(t *testing.T) {
 	env := Environ("SOME_SERVER_")
 	if slices.Contains(env, "SOME_SERVER_SETTING=x") || !slices.Contains(env, "SOMETHING_ELSE=y") {
 		t.Errorf("the environment is %q", env)
+	}
+}
+
+// What does not answer, or not with 200, ends a warm-up.
+func TestWarmUp(t *testing.T) {
+	ts := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		switch r.URL.Path {
+		case "/fails":
+			http.Error(w, "out of order", http.StatusInternalServerError)
+		case "/hangs":
+			<-r.Context().Done()
+		}
+	}))
+	defer ts.Close()
+	s := &Server{node: &Node{Ingress: ts.Listener.Addr().(*net.TCPAddr).Port}}
+	s.WarmUp(t, http.MethodGet, "/works")
+	if err := s.warmUp(t.Context(), http.MethodGet, "/fails", time.Minute); err == nil || !strings.Contains(err.Error(), "500 Internal Server Error: not 200: out of order") {
+		t.Errorf("a failing handler: %v", err)
+	}
+	if err := s.warmUp(t.Context(), http.MethodGet, "/hangs", time.Millisecond); !errors.Is(err, context.DeadlineExceeded) {
+		t.Errorf("a hanging handler: %v", err)
 	}
 }

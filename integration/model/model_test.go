@@ -68,24 +68,8 @@ func open(t *testing.T, config map[string]string) *bench {
 	client := &http.Client{Transport: &http.Transport{MaxIdleConnsPerHost: *workers}}
 	t.Cleanup(client.CloseIdleConnections)
 	b.driver = &Driver{Ingress: b.server.Ingress(), Workers: *workers, Patience: 90 * time.Second, Witness: w, Client: client}
-	b.warmUp(t)
+	b.server.WarmUp(t, http.MethodPost, "/"+Variants[0]+objects+"/warm-up/"+dump)
 	return b
-}
-
-// warmUp has one handler answer. The SDK compiles its state machine at its first attempt, which takes seconds with the race
-// detector, and minutes where many share the processors: nobody's patience is for that. Only the limit of the whole test ends it.
-func (b *bench) warmUp(t *testing.T) {
-	t.Helper()
-	for {
-		status, body, err := b.driver.ask(t.Context(), http.MethodPost, "/"+Variants[0]+objects+"/warm-up/"+dump, nil)
-		if err == nil && status == http.StatusOK {
-			return
-		}
-		if err == nil && status != http.StatusTooManyRequests && status/100 == 4 || t.Context().Err() != nil {
-			t.Fatalf("warm up: status %d, %v: %s", status, err, body)
-		}
-		pause(t.Context(), 25*time.Millisecond)
-	}
 }
 
 func register(t *testing.T, admin, uri string) {
