@@ -30,7 +30,8 @@ func (r *row) inFlight() bool {
 }
 
 // rows holds the status rows of the batch, and between batches those of invocations that are in flight, because they are likely
-// to be needed again; rows that were only read are held until there are too many. A row that was touched is written once per batch, as it is then; what else is held has no influence on what is written.
+// to be needed again; rows that were only read are held until there are too many. A row that was touched is written once per
+// batch, as it is then; what else is held has no influence on what is written.
 type rows struct {
 	*step
 	known map[ident.InvocationID]*row
