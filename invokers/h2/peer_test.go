@@ -153,8 +153,10 @@ func (p *peer) collect() {
 	}
 }
 
-// stop has the peer read no further, after at most one frame more, until resume is called.
+// stop has the peer read no further, after one frame more, until resume is called. Everything that was sent before
+// has been read then, so the next frame comes from what the client writes next.
 func (p *peer) stop() (resume func()) {
+	synctest.Wait()
 	<-p.gate
 	return func() { p.gate <- struct{}{} }
 }

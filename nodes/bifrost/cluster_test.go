@@ -393,7 +393,7 @@ func TestLogOracle(t *testing.T) {
 	}
 	c.net.Heal()
 	a := c.nodes[1].Appender(1, AppenderOptions{})
-	end := mustAppend(t, a, "the end")
+	end := mustAppend(t, a, fmt.Sprintf("%d:%d", took+1, serial+1)) // which may be twice in the log, too
 	for _, id := range c.ids {
 		r := c.nodes[id].Reader(1, 1)
 		o.readTo(r, end)
