@@ -278,7 +278,8 @@ func (s *stream1) error(kind transport.Kind, err error) *transport.Error {
 	return &transport.Error{Kind: kind, Endpoint: s.name, Err: err}
 }
 
-// end gives the exchange its result; the first one counts.
+// end gives the exchange its result; the first one counts. Any but [io.EOF] also stops the request, only afterwards, so
+// that it cannot fail the exchange with what the stop looks like from inside.
 func (s *stream1) end(err error) {
 	s.mu.Lock()
 	first := s.err == nil
@@ -341,7 +342,7 @@ func (s *stream1) waitReadable() {
 	select {
 	case <-s.readable:
 	case <-s.opener.Done():
-		s.endFromOutside(transport.ContextError(s.opener, s.name))
+		s.end(transport.ContextError(s.opener, s.name))
 	}
 }
 
@@ -378,11 +379,5 @@ func (s *stream1) Cancel() {
 }
 
 func (s *stream1) abort(reason error) {
-	s.endFromOutside(s.error(transport.Canceled, reason))
-}
-
-// endFromOutside ends the exchange for another reason than its own.
-func (s *stream1) endFromOutside(err *transport.Error) {
-	s.cancel()
-	s.end(err)
+	s.end(s.error(transport.Canceled, reason))
 }
