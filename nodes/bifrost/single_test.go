@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"log/slog"
 	"os"
+	"runtime"
 	"slices"
 	"sync"
 	"sync/atomic"
@@ -289,8 +290,8 @@ func TestCloseAnswersEveryAppend(t *testing.T) {
 	gate := newGate(n.cfg.Net)
 	a := n.Appender(1, AppenderOptions{Window: 1})
 	mustAppend(t, a, "makes the appender ready")
-	a.mu.Lock()
-	a.driver = loglet.NewDriver(a.driver.Params(), loglet.SequencerConfig{}, gate, loglet.SystemClock{}, loglet.NewTail(), nil)
+	a.lockAtRest()
+	a.driver = loglet.NewDriver(a.driver.Params(), loglet.SequencerConfig{StallTimeout: time.Hour}, gate, loglet.SystemClock{}, loglet.NewTail(), nil)
 	stuck := a.driver
 	a.mu.Unlock()
 	var unknown, not int
@@ -312,6 +313,15 @@ func TestCloseAnswersEveryAppend(t *testing.T) {
 	stuck.Stop(ErrClosed)
 	if unknown != 1 || not != 4 {
 		t.Errorf("%d unknown and %d not written, want 1 and 4", unknown, not)
+	}
+}
+
+// lockAtRest takes the appender's lock when nobody hands batches to the sequencer: an append may be answered while who has
+// handed it over is still on the way back, and would take what is queued until then all at once.
+func (a *Appender) lockAtRest() {
+	for a.mu.Lock(); a.pumping; a.mu.Lock() {
+		a.mu.Unlock()
+		runtime.Gosched()
 	}
 }
 

@@ -44,9 +44,10 @@ type committer func(cluster.Offset, error)
 
 func (f committer) Committed(last cluster.Offset, err error) { f(last, err) }
 
+// newTestDriver makes a driver that never sends anything again by itself: each append is one call.
 func newTestDriver(net transport.Caller) *Driver {
 	p := Params{ID: 7, Sequencer: dead, Quorum: cluster.NewQuorum([]cluster.NodeID{1}, cluster.ReplicateTo(1), healthyView{})}
-	return NewDriver(p, SequencerConfig{}, net, SystemClock{}, NewTail(), nil)
+	return NewDriver(p, SequencerConfig{StoreTimeout: time.Hour, StallTimeout: time.Hour}, net, SystemClock{}, NewTail(), nil)
 }
 
 func within(t *testing.T, what string, c <-chan struct{}) {
