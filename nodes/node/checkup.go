@@ -105,10 +105,10 @@ func (c *checkups) examine(ctx context.Context, r *admin.Checkup) (suspects map[
 	r.Notes = clockNotes(statuses)
 	for _, st := range statuses {
 		s, err := c.summary(ctx, st.Partition)
+		if ctx.Err() != nil { // the partition may have been faster
+			return nil, context.Cause(ctx)
+		}
 		if err != nil {
-			if ctx.Err() != nil {
-				return nil, context.Cause(ctx)
-			}
 			r.Unexamined[uint16(st.Partition)] = err.Error()
 			continue
 		}
