@@ -27,7 +27,7 @@ BENCHFLAGS ?=
 TESTFLAGS ?=
 RUNFLAGS  ?=
 
-.PHONY: help run build test format lint vuln bench generate generate-check sim mutants sim-long seeds e2e-sdks chaos disk fuzz
+.PHONY: help run build test jitter format lint vuln bench generate generate-check sim mutants sim-long seeds e2e-sdks chaos disk fuzz
 
 help: ## list the targets
 	@grep -E '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 18
@@ -46,6 +46,9 @@ test: format ## gofmt, vet and all tests, with the race detector where there is 
 	$(GO) vet ./...
 	$(GO) test $(RACE) -timeout 15m $(TESTFLAGS) ./...
 	@echo "make test: all packages passed$(if $(RACE),, (without the race detector: there is no C compiler))"
+
+jitter: ## tests with a scheduler that makes goroutines race: make jitter TESTFLAGS='-run Lost -count 500' PKGS=./invokers/h2
+	$(GO) run ./integration/jitter $(TESTFLAGS) $(PKGS)
 
 format: ## fail if a file is not as gofmt writes it
 	@unformatted=$$(git ls-files --cached --others --exclude-standard '*.go' | xargs gofmt -l) && \
