@@ -140,17 +140,29 @@ var errNotAllHere = errors.New("not all partitions are open on this node now, an
 
 var errNotHere = errors.New("the partition of the invocation is not open on this node now; try again")
 
-// Pinned implements admin.Invocations. An invocation whose last attempt went there counts too: it is
-// pinned with its first progress, which may be on its way through the log.
+// Pinned implements admin.Invocations. An invocation whose last attempt went there counts too: it is pinned with its first
+// progress, which may be on its way through the log. One that is over does not, although its attempt is forgotten only after
+// the answer that says so.
 func (i invocations) Pinned(ctx context.Context, dp ident.DeploymentID) (n int, err error) {
+	var tried []ident.InvocationID
 	i.worker.Attempts(func(s invokers.Status) bool {
 		if s.LastDeployment == dp {
-			n++
+			tried = append(tried, s.ID)
 		}
-		return n == 0
+		return true
 	})
-	if n > 0 {
-		return n, nil
+	for _, id := range tried {
+		st := i.worker.Store(id.PartitionKey())
+		if st == nil {
+			return 0, errNotAllHere
+		}
+		row, err := st.Invocation(id)
+		switch {
+		case err != nil:
+			return 0, err
+		case row != nil && row.Status != storepb.Invocation_COMPLETED:
+			return 1, nil
+		}
 	}
 	read := 0
 	err = i.worker.Stores(func(_ cluster.PartitionID, st *store.Store) error {
