@@ -164,14 +164,7 @@ func (a *attempt) prepare() (*failure, error) {
 		return unseen(newFailure(codeInternal, "the journal does not begin with an Input")), nil
 	}
 	a.target = j.Target
-	r, f := a.pool.resolve(j)
-	a.resolved = r
-	a.p.mu.Lock()
-	if r.deployment != nil {
-		a.inv.deployment = r.deployment.ID
-	}
-	a.p.mu.Unlock()
-	if f != nil {
+	if f := a.choose(j); f != nil {
 		return f, nil
 	}
 	a.pinned = !j.Deployment.IsZero()
@@ -185,6 +178,22 @@ func (a *attempt) prepare() (*failure, error) {
 		}
 	}
 	return nil, nil
+}
+
+// choose picks the deployment and says which: Status shows it. Who removes a deployment asks that once it is not the latest any
+// more; so an attempt that picked it before, and said so only after, picks again.
+func (a *attempt) choose(j *Journal) (f *failure) {
+	for {
+		s := a.pool.deps.Schema.Current()
+		if a.resolved, f = a.pool.resolve(s, j); a.deployment != nil {
+			a.p.mu.Lock()
+			a.inv.deployment = a.deployment.ID
+			a.p.mu.Unlock()
+		}
+		if f != nil || s == a.pool.deps.Schema.Current() {
+			return f
+		}
+	}
 }
 
 // reserveJournal reserves memory for a part of the journal before it is read.

@@ -73,6 +73,7 @@ type StateEntry struct{ Key, Value []byte }
 
 // SchemaSource is the node's current view of deployments and services.
 type SchemaSource interface {
-	// Current returns an immutable snapshot. It must be cheap: it is asked for each attempt and each call.
+	// Current returns an immutable snapshot, the same one until something changes. It must be cheap: it is asked for each attempt
+	// and each call.
 	Current() *schema.Schema
 }

@@ -126,8 +126,7 @@ type resolved struct {
 
 // resolve picks the deployment and the protocol version: those that the invocation is pinned to, or the
 // latest of its service and the highest version that both sides speak.
-func (p *Pool) resolve(j *Journal) (r resolved, f *failure) {
-	s := p.deps.Schema.Current()
+func (p *Pool) resolve(s *schema.Schema, j *Journal) (r resolved, f *failure) {
 	service, handler := j.Target.GetService(), j.Target.GetHandler()
 	r.version = j.ProtocolVersion
 	if j.Deployment.IsZero() {

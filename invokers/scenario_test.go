@@ -8,6 +8,7 @@ import (
 	"reflect"
 	"runtime"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -1479,6 +1480,48 @@ func TestPinnedToAnOlderDeployment(t *testing.T) {
 		w.log.await(id, "ended")
 		if got, want := w.log.kinds(), [][]string{{"OutputCommandMessage", "end"}}; !reflect.DeepEqual(got, want) {
 			t.Errorf("proposed %v, want %v", got, want)
+		}
+	})
+}
+
+// replaced is a schema that gets a new deployment when it is asked for the next time, right behind the answer.
+type replaced struct {
+	*testSchema
+	armed atomic.Bool
+	by    *schema.Deployment
+}
+
+func (r *replaced) Current() *schema.Schema {
+	s := r.testSchema.Current()
+	if r.armed.CompareAndSwap(true, false) {
+		r.set(deployment(), r.by)
+	}
+	return s
+}
+
+// Who removes a deployment asks for the attempts that go there, once it is no longer the latest. An attempt that has picked it but
+// not said so would go to a deployment that is gone.
+func TestAttemptDoesNotKeepADeploymentThatWasReplacedMeanwhile(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r := &replaced{by: deployment()}
+		r.by.ID[0]++
+		r.by.CreatedMs++
+		r.by.Address.HTTP.URI = "http://newer"
+		for i := range r.by.Services {
+			r.by.Services[i].Revision++
+		}
+		w := newWorld(t, func(_ *Config, d *Deps) { r.testSchema = d.Schema.(*testSchema); d.Schema = r }, func(v *service) {
+			if v.s.endpoint.Authority != "newer" {
+				t.Errorf("sent to %s", v.s.endpoint)
+			}
+			echo(v)
+		})
+		w.log.onRead = func(*Journal) { r.armed.Store(true) }
+		id := invocationID(1)
+		w.log.invoke(id, plain(), false)
+		w.log.await(id, "ended")
+		if got := w.log.rows[id].Deployment; got != r.by.ID || r.armed.Load() {
+			t.Errorf("pinned to %s, want %s", got, r.by.ID)
 		}
 	})
 }
