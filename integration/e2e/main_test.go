@@ -245,5 +245,16 @@ func needNode(t *testing.T) {
 	}
 }
 
+// address is a loopback address for an endpoint that is registered with the shared server and closed before the tests end: no
+// endpoint gets it afterwards, whose registration would find that deployment.
+func address(t testing.TB) string {
+	t.Helper()
+	ports, err := harness.FreePorts(1)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return fmt.Sprintf("127.0.0.1:%d", ports[0])
+}
+
 // goBidi is the variant that tests of the HTTP interfaces use, where the SDK plays no role.
 func goBidi(t testing.TB) *endpoint { t.Helper(); return variants[0].on(t) }

@@ -25,7 +25,7 @@ func TestNextDeploymentDrains(t *testing.T) {
 	c := shared()
 	deploy := func() *endpoint {
 		mem := services.NewMemory()
-		s, err := services.Start("127.0.0.1:0", services.Options{Prefix: prefix, Memory: mem, Suspend: true})
+		s, err := services.Start(address(t), services.Options{Prefix: prefix, Memory: mem, Suspend: true})
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -95,14 +95,14 @@ func (s *changing) start(t *testing.T, policy ...restate.InvocationRetryPolicyOp
 	if err != nil {
 		t.Fatal(err)
 	}
-	ln, err := net.Listen("tcp", "127.0.0.1:0")
+	ln, err := net.Listen("tcp", address(t))
 	if err != nil {
 		t.Fatal(err)
 	}
 	var protos http.Protocols
 	protos.SetHTTP1(true)
 	protos.SetUnencryptedHTTP2(true)
-	srv := &http.Server{Handler: h, Protocols: &protos, ReadHeaderTimeout: 10 * time.Second}
+	srv := &http.Server{Handler: h, Protocols: &protos, ReadHeaderTimeout: patience}
 	served := make(chan error, 1)
 	go func() { served <- srv.Serve(ln) }()
 	t.Cleanup(func() {

@@ -68,7 +68,7 @@ func Start(http1 bool) (*Endpoint, error) {
 	var protos http.Protocols
 	protos.SetHTTP1(true)
 	protos.SetUnencryptedHTTP2(!http1)
-	e.srv = &http.Server{Handler: e, Protocols: &protos, ReadHeaderTimeout: 10 * time.Second}
+	e.srv = &http.Server{Handler: e, Protocols: &protos, ReadHeaderTimeout: time.Minute}
 	go func() { e.done <- e.srv.Serve(ln) }()
 	return e, nil
 }

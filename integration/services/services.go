@@ -129,7 +129,7 @@ func Start(addr string, o Options) (*Server, error) {
 	var protos http.Protocols
 	protos.SetHTTP1(true)
 	protos.SetUnencryptedHTTP2(!o.HTTP1)
-	s.http = &http.Server{Handler: h, Protocols: &protos, ReadHeaderTimeout: 10 * time.Second,
+	s.http = &http.Server{Handler: h, Protocols: &protos, ReadHeaderTimeout: time.Minute,
 		HTTP2: &http.HTTP2Config{MaxConcurrentStreams: 1 << 16, MaxReceiveBufferPerConnection: 16 << 20, MaxReceiveBufferPerStream: 4 << 20}}
 	go func() { s.done <- s.http.Serve(ln) }()
 	return s, nil
