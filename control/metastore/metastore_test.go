@@ -267,6 +267,9 @@ func TestClosedServer(t *testing.T) {
 	if families, err := registry.Gather(); err != nil || len(families) != 0 {
 		t.Errorf("%d metrics after close, %v", len(families), err)
 	}
+	if err := s.confirm(); !errors.Is(err, metadata.ErrClosed) { // of a read that came before the end
+		t.Errorf("confirm: %v", err)
+	}
 	if _, err := s.Get(t.Context(), "k"); !errors.Is(err, metadata.ErrClosed) {
 		t.Errorf("get: %v", err)
 	}
@@ -509,6 +512,9 @@ func TestFailureStopsTheServer(t *testing.T) {
 	}
 	if _, err := s.Get(t.Context(), "k"); err == nil || errors.Is(err, metadata.ErrUnavailable) || !errors.Is(err, s.Failure()) {
 		t.Errorf("get after a failure: %v", err)
+	}
+	if err := s.confirm(); !errors.Is(err, s.Failure()) { // of a read that came before the failure
+		t.Errorf("confirm after a failure: %v", err)
 	}
 	if _, err := s.Put(t.Context(), "k", nil, metadata.Any); !errors.Is(err, s.Failure()) {
 		t.Errorf("put after a failure: %v", err)

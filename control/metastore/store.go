@@ -222,8 +222,12 @@ func (s *Server) runRounds() {
 // term was applied before. With more voters each confirmation is a barrier. raft's VerifyLeader would be cheaper, but it
 // also counts answers to messages that were sent before it was called, and these prove nothing about now.
 func (s *Server) confirm() error {
-	if s.raft.State() != raft.Leader {
-		return s.notLeader()
+	switch s.raft.State() {
+	case raft.Leader:
+	case raft.Shutdown:
+		return s.readError(raft.ErrRaftShutdown)
+	default:
+		return s.readError(raft.ErrNotLeader)
 	}
 	term := s.raft.CurrentTerm()
 	if s.rounds.readable != term || s.severalVoters() {
