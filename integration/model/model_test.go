@@ -122,7 +122,8 @@ func report(t *testing.T, seed uint64, want, got *Outcome, exactly bool) {
 }
 
 // checkup asks the server's doctor: nothing may be stuck, and at the end, when idle is set, nothing may be left that has
-// not ended. Other servers than Perdure have none.
+// not ended. What does not stay so for a minute is no problem: where a disk or the processors are busy, an answer can be on its
+// way for longer than the doctor takes for a moment, and a partition may only be starting. Other servers than Perdure have none.
 func (b *bench) checkup(t *testing.T, idle bool) (well bool) {
 	t.Helper()
 	for deadline := time.Now().Add(time.Minute); ; pause(t.Context(), 100*time.Millisecond) {
@@ -146,15 +147,21 @@ func (b *bench) checkup(t *testing.T, idle bool) (well bool) {
 			t.Errorf("ask the doctor: %s, %v", resp.Status, err)
 			return false
 		}
+		late := time.Now().After(deadline)
 		if !r.Healthy {
-			t.Errorf("the doctor finds problems: %.2000s, and could not examine partitions: %s", r.Problems, r.Unexamined)
-			return false
+			found := fmt.Sprintf("the doctor finds problems: %.2000s, and could not examine partitions: %s", r.Problems, r.Unexamined)
+			if late {
+				t.Error(found)
+				return false
+			}
+			t.Log(found)
+			continue
 		}
 		delete(r.Invocations, "completed")
 		if !idle || len(r.Invocations) == 0 {
 			return true
 		}
-		if time.Now().After(deadline) {
+		if late {
 			t.Errorf("invocations that no program has are left: %v", r.Invocations)
 			return false
 		}
