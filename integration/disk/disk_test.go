@@ -114,11 +114,15 @@ func wait(ctx context.Context, d time.Duration) {
 func TestPauses(t *testing.T) {
 	s := harness.Start(t, "perdure", nil)
 	underLoad(t, s, func(rnd *rand.Rand) error {
-		if err := syscall.Kill(s.Pid(), syscall.SIGSTOP); err != nil {
+		pid := s.Pid()
+		if pid == 0 { // a signal to process 0 would stop the test
+			return errors.New("stop the server: it has ended")
+		}
+		if err := syscall.Kill(pid, syscall.SIGSTOP); err != nil {
 			return fmt.Errorf("stop the server: %w", err)
 		}
 		wait(t.Context(), time.Duration(rnd.Int64N(int64(1500*time.Millisecond))))
-		if err := syscall.Kill(s.Pid(), syscall.SIGCONT); err != nil {
+		if err := syscall.Kill(pid, syscall.SIGCONT); err != nil {
 			return fmt.Errorf("continue the server: %w", err)
 		}
 		return nil
