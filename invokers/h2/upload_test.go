@@ -1,12 +1,10 @@
 package h2
 
 import (
-	"context"
 	"io"
 	"net/http"
 	"strings"
 	"testing"
-	"time"
 
 	"golang.org/x/net/http2"
 
@@ -30,9 +28,7 @@ func TestManyWindowUpdatesForABigRequest(t *testing.T) {
 		_, _ = io.WriteString(w, itoa(n))
 	}))
 	c := newClient(t, nil)
-	ctx, cancel := context.WithTimeout(context.Background(), 60*time.Second)
-	defer cancel()
-	st, err := c.Open(ctx, parse(t, url, false), transport.Request{Method: "POST", Path: "/"})
+	st, err := c.Open(t.Context(), parse(t, url, false), transport.Request{Method: "POST", Path: "/"})
 	if err != nil {
 		t.Fatal(err)
 	}
