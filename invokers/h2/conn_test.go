@@ -824,6 +824,32 @@ func TestManyCancelsAreNoFlood(t *testing.T) {
 	})
 }
 
+// An exchange that is complete in both directions is not reset by the Cancel that must follow, however soon that comes.
+func TestCancelAfterTheEnd(t *testing.T) {
+	bubble(t, nil, func(t *testing.T, r *rig) {
+		p, first := r.opened()
+		for range 1000 {
+			st := r.open("x")
+			if err := st.CloseWrite(); err != nil {
+				t.Fatal(err)
+			}
+			h := p.want(http2.FrameHeaders)
+			ended := make(chan error, 1)
+			go func() {
+				err := readError(st)
+				st.Cancel()
+				ended <- err
+			}()
+			p.answer(h.id, "")
+			if err := <-ended; err != nil {
+				t.Fatal(err)
+			}
+		}
+		first.Cancel()
+		p.wantReset(1, http2.ErrCodeCancel) // and no other was
+	})
+}
+
 func TestIdsRunOut(t *testing.T) {
 	bubble(t, nil, func(t *testing.T, r *rig) {
 		p, first := r.opened()

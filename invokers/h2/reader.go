@@ -290,12 +290,14 @@ func (s *stream) hasHeader() bool { return s.recv.hasResp }
 // endOfBody handles END_STREAM.
 func (r *reader) endOfBody(s *stream) {
 	c := r.c
-	if err := s.endRecv(); err != nil {
-		c.resetStream(s, http2.ErrCodeProtocol, transport.Protocol, err)
+	if s.length >= 0 && s.length != s.received {
+		c.resetStream(s, http2.ErrCodeProtocol, transport.Protocol,
+			fmt.Errorf("response body has %d bytes, its content-length says %d", s.received, s.length))
 		return
 	}
 	c.mu.Lock()
 	s.remoteDone = true
+	s.endRecv() // with mu: who has seen the end and cancels must find the exchange complete
 	finished := s.localDone && c.endStreamLocked(s, nil)
 	c.mu.Unlock()
 	if finished {

@@ -452,15 +452,11 @@ func (s *stream) deliver(data []byte, size int64) (credit uint32, err error) {
 	return s.takeCreditLocked(size - int64(len(data))), nil
 }
 
-// endRecv delivers the end of the response body. The reader's goroutine calls it.
-func (s *stream) endRecv() error {
-	if s.length >= 0 && s.length != s.received {
-		return fmt.Errorf("response body has %d bytes, its content-length says %d", s.received, s.length)
-	}
+// endRecv delivers the end of the response body. The reader's goroutine calls it, c.mu is held.
+func (s *stream) endRecv() {
 	s.recv.Lock()
+	defer s.recv.Unlock()
 	if s.recv.err == nil {
 		s.recv.err = io.EOF
 	}
-	s.recv.Unlock()
-	return nil
 }
