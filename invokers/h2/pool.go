@@ -180,10 +180,14 @@ func (p *pool) connect(ctx context.Context) (*conn, error) {
 	p.client.wg.Go(c.writeLoop)
 	select {
 	case <-c.ready:
-		return c, nil
 	case <-c.done:
 	case <-ctx.Done():
-		c.fail(transport.Timeout, errors.New("peer did not answer the HTTP/2 preface"))
+	}
+	select {
+	case <-c.ready: // whatever came with it or after it
+		return c, nil
+	default:
+		c.fail(transport.Timeout, errors.New("peer did not answer the HTTP/2 preface")) // unless it has ended
 	}
 	c.mu.Lock()
 	failure := c.mu.err
