@@ -492,6 +492,24 @@ func TestCloseEndsCalls(t *testing.T) {
 	wantKind(t, err, transport.Canceled, "closed")
 }
 
+// A call that still waits for its credentials ends as any other.
+func TestCloseEndsRefreshes(t *testing.T) {
+	came := make(chan struct{})
+	f := newFakeAPI(t, answerWith(`{"statusCode":200}`))
+	f.sts = func(_ http.ResponseWriter, r *http.Request) {
+		close(came)
+		<-r.Context().Done()
+	}
+	c := newClient(t, f.config())
+	st := call1(t, c, transport.LambdaFunction(testARN, testRole, false), nil)
+	<-came
+	if err := c.Close(); err != nil {
+		t.Fatal(err)
+	}
+	_, err := st.Response()
+	wantKind(t, err, transport.Canceled, "closed")
+}
+
 // While the API refuses calls, attempts end at once instead of waiting, and when it no longer does, calls pass again.
 func TestThrottledFunction(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) { // no time passes in it, because somebody can always go on

@@ -3,7 +3,6 @@ package lambda
 import (
 	"context"
 	"encoding/base64"
-	"errors"
 	"fmt"
 	"io"
 	"sync"
@@ -135,7 +134,7 @@ func (s *stream) run(life context.Context, payload []byte) {
 // take turns the result of the call into the response, or into the failure that it returns.
 func (s *stream) take(out *api.InvokeOutput, err error) *transport.Error {
 	switch {
-	case err != nil && errors.Is(context.Cause(s.callCtx), errClosed):
+	case err != nil && s.c.ctx.Err() != nil: // a refresh of credentials ends with the client, maybe before callCtx does
 		return s.error(transport.Canceled, errClosed)
 	case err != nil && s.ctx.Err() == nil && s.callCtx.Err() != nil:
 		return s.error(transport.Canceled, errCanceled)
