@@ -122,13 +122,16 @@ func (s *stream) run(life context.Context, payload []byte) {
 	out, err := s.c.clients.get(s.fn.arn.Region, s.ep.Role).Invoke(ctx, &api.InvokeInput{FunctionName: aws.String(s.ep.Function), Payload: payload})
 	now := time.Now()
 	m.running.Dec()
-	failure := s.take(out, err)
 	ran := err == nil
+	if ran { // before the answer can be read: the Cancel of its reader would give the permit back as if nothing was learnt
+		s.releaseAt(now, succeeded)
+	}
+	failure := s.take(out, err)
 	s.fn.envs.end(now, ran && out.FunctionError == nil || !ran && !cold)
 	if ran {
 		m.ran(s.fn.label, now.Sub(begin), cold)
 	}
-	s.settle(now, failure, ran)
+	s.settle(now, failure)
 }
 
 // take turns the result of the call into the response, or into the failure that it returns.
@@ -179,14 +182,11 @@ func (s *stream) serve(resp transport.Response, body []byte, zipped bool) *trans
 }
 
 // settle ends the call: it tells the limiter and the reader.
-func (s *stream) settle(now time.Time, failure *transport.Error, ran bool) {
+func (s *stream) settle(now time.Time, failure *transport.Error) {
 	o, label := neutral, "ok"
-	switch {
-	case failure != nil && failure.Kind == transport.Throttled:
+	if failure != nil && failure.Kind == transport.Throttled {
 		o = refused
 		s.c.metrics.throttles.WithLabelValues(s.fn.label, "api").Inc()
-	case ran:
-		o = succeeded
 	}
 	if wait := s.releaseAt(now, o); failure != nil && failure.Kind == transport.Throttled && failure.RetryAfter == 0 {
 		failure.RetryAfter = wait
