@@ -14,7 +14,8 @@ import (
 // limiter bounds the calls of one function that run at once. Lambda refuses calls above a concurrency that the account
 // and the function's settings decide and that nobody tells; so the limit is found by trying, as TCP finds bandwidth. A
 // refusal lowers it to what still runs, and once in a second by a tenth more. When calls succeed and the limit is
-// what holds others back, it rises by one a second, then two, four, and so on until the next refusal.
+// what holds others back, it rises by one a second, then two, four, and so on until the next refusal. While no call ends it
+// rises likewise, but every five seconds: calls may take minutes, and a refusal that is heard of late lowers it too far.
 //
 // It exists for the others: attempts of a throttled function end at once with Throttled and wait in the retry queue,
 // instead of taking invoker slots. Only as many as may run wait here for a permit, so that none lies idle.
@@ -35,6 +36,7 @@ type permit struct{ given chan struct{} }
 const (
 	movePause  = time.Second      // between two rises, or two cuts
 	permitWait = 5 * time.Second  // the longest wait for a permit
+	probePause = 5 * time.Second  // between two rises while no call succeeds
 	retryBase  = time.Second      // how long a refused attempt should wait
 	retryCap   = 30 * time.Second // at most, before jitter
 	shrinkTo   = 0.9
@@ -65,6 +67,10 @@ func (l *limiter) acquire(ctx context.Context, name string) error {
 		return transport.ContextError(ctx, name)
 	}
 	l.mu.Lock()
+	if now := time.Now(); l.running >= l.allowedLocked() && now.Sub(l.moved) >= probePause {
+		l.riseLocked(now)
+		l.giveLocked()
+	}
 	if len(l.waiters) == 0 && l.running < l.allowedLocked() {
 		l.running++
 		l.mu.Unlock()
@@ -133,9 +139,7 @@ func (l *limiter) release(now time.Time, o outcome) (retryAfter time.Duration) {
 	case succeeded:
 		l.refusals = 0
 		if wanted && now.Sub(l.moved) >= movePause {
-			l.moved = now
-			l.limit = min(float64(l.max), l.limit+l.step)
-			l.step *= 2
+			l.riseLocked(now)
 		}
 	case refused:
 		l.moved, l.step = now, 1
@@ -147,12 +151,23 @@ func (l *limiter) release(now time.Time, o outcome) (retryAfter time.Duration) {
 		}
 		retryAfter = l.retryAfterLocked()
 	}
+	l.giveLocked()
+	return retryAfter
+}
+
+func (l *limiter) riseLocked(now time.Time) {
+	l.moved = now
+	l.limit = min(float64(l.max), l.limit+l.step)
+	l.step *= 2
+}
+
+// giveLocked gives the permits that are free to those who wait.
+func (l *limiter) giveLocked() {
 	for len(l.waiters) > 0 && l.running < l.allowedLocked() {
 		close(l.waiters[0].given)
 		l.waiters = slices.Delete(l.waiters, 0, 1)
 		l.running++
 	}
-	return retryAfter
 }
 
 // idle reports that nobody uses the limiter and that it knows nothing worth keeping.

@@ -157,6 +157,39 @@ func TestLimiterBacksOff(t *testing.T) {
 	})
 }
 
+// A limit that is too low does not last for as long as the calls that were let through.
+func TestLimiterTriesWhileNoCallEnds(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		l := newLimiter(100)
+		for range 3 {
+			if err := l.acquire(t.Context(), "f"); err != nil {
+				t.Fatal(err)
+			}
+		}
+		for range 2 {
+			l.release(time.Now(), refused)
+		}
+		if l.limit != 1 || l.running != 1 {
+			t.Fatalf("limit %v and %d running after two of three were refused", l.limit, l.running)
+		}
+		for passed, deadline := 0, time.Now().Add(time.Minute); passed < 20; { // the one call goes on
+			switch err := l.acquire(t.Context(), "f"); {
+			case err == nil:
+				passed++
+			case time.Now().After(deadline):
+				t.Fatalf("%d calls were let through in a minute beside the one that goes on", passed)
+			default:
+				wantKind(t, err, transport.Throttled, "")
+			}
+		}
+		running := l.running
+		l.release(time.Now(), refused)
+		if want := float64(running-1) * shrinkTo; l.limit != want {
+			t.Errorf("limit %v after a refusal beside %d others, want %v", l.limit, running-1, want)
+		}
+	})
+}
+
 func TestColdStartsAreGuessed(t *testing.T) {
 	var e environments
 	now := time.Now()
