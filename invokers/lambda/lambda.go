@@ -221,8 +221,8 @@ func (c *Client) spawn(f func(ctx context.Context)) bool {
 func (c *Client) Close() error {
 	c.mu.Lock()
 	c.closed = true
+	c.cancel() // nobody is refused by spawn who does not see the end
 	c.mu.Unlock()
-	c.cancel()
 	c.wg.Wait()
 	c.clients.close()
 	if err := c.zip.Close(); err != nil {

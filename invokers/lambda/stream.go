@@ -123,11 +123,13 @@ func (s *stream) run(life context.Context, payload []byte) {
 	now := time.Now()
 	m.running.Dec()
 	ran := err == nil
-	if ran { // before the answer can be read: the Cancel of its reader would give the permit back as if nothing was learnt
+	// The environment comes first, for the call that gets the permit; the permit before the answer can be read, whose
+	// reader may Cancel and so give it back as if nothing was learnt.
+	s.fn.envs.end(now, ran && out.FunctionError == nil || !ran && !cold)
+	if ran {
 		s.releaseAt(now, succeeded)
 	}
 	failure := s.take(out, err)
-	s.fn.envs.end(now, ran && out.FunctionError == nil || !ran && !cold)
 	if ran {
 		m.ran(s.fn.label, now.Sub(begin), cold)
 	}
