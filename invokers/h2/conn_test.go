@@ -833,7 +833,10 @@ func TestCancelAfterTheEnd(t *testing.T) {
 			if err := st.CloseWrite(); err != nil {
 				t.Fatal(err)
 			}
-			h := p.want(http2.FrameHeaders)
+			h, _ := p.next(http2.FrameHeaders, http2.FrameRSTStream)
+			if h.typ != http2.FrameHeaders {
+				t.Fatalf("exchange %d was reset", h.id)
+			}
 			ended := make(chan error, 1)
 			go func() {
 				err := readError(st)
