@@ -173,6 +173,9 @@ func (c *checkups) confirm(ctx context.Context, r *admin.Checkup, first map[clus
 			continue
 		}
 		now, err := c.summary(ctx, st.Partition)
+		if ctx.Err() != nil {
+			return context.Cause(ctx)
+		}
 		if err != nil {
 			r.Unexamined[uint16(st.Partition)] = err.Error()
 			continue
