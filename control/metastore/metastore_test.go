@@ -513,6 +513,8 @@ func TestFailureStopsTheServer(t *testing.T) {
 	if _, err := s.Get(t.Context(), "k"); err == nil || errors.Is(err, metadata.ErrUnavailable) || !errors.Is(err, s.Failure()) {
 		t.Errorf("get after a failure: %v", err)
 	}
+	// raft would leave the confirmation without an answer, in a goroutine, if it stopped meanwhile
+	<-s.dead
 	if err := s.confirm(); !errors.Is(err, s.Failure()) { // of a read that came before the failure
 		t.Errorf("confirm after a failure: %v", err)
 	}
