@@ -115,7 +115,7 @@ func run(args []string) (int, error) {
 	if err != nil {
 		return 0, err
 	}
-	signal.Ignore(syscall.SIGINT) // go test ends by it, and then this
+	signal.Notify(make(chan os.Signal, 1), syscall.SIGINT) // go test ends by it, and then this; to ignore it would be inherited
 	cmd := exec.Command("go", append([]string{"test", "-race", "-overlay", file}, args...)...)
 	cmd.Stdin, cmd.Stdout, cmd.Stderr = os.Stdin, os.Stdout, os.Stderr
 	if err := cmd.Run(); cmd.ProcessState == nil {
