@@ -82,7 +82,7 @@ func (v *variant) startLambda() error {
 		<-served
 		os.RemoveAll(dir)
 	}
-	// More calls at once than tests make. The server takes fewer than ran when one was refused, and a test may hold all of those
+	// More calls at once than tests make: after a refusal the server takes fewer for a while, and a test may hold all of those
 	// until another call comes.
 	err = emulator.CreateFunction(lambdaemu.Function{ARN: lambdaFunction, Timeout: patience, Concurrency: 64,
 		Env: []string{"SERVICES_PREFIX=" + v.prefix, "SERVICES_MEMORY=http://" + ln.Addr().String()}})
